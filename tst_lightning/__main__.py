@@ -1,0 +1,64 @@
+"""The console script ``tst``: hands the first argument's command the rest, and prints user errors as one line."""
+
+import importlib
+import sys
+
+from tst_lightning import __version__
+from tst_lightning.errors import UserError
+
+# name -> (module with main(arguments), what it does); modules are imported only when their command runs.
+COMMANDS = {
+    "prepare": ("tst_lightning.commands.prepare", "turn text into tokenised shards"),
+    "fit": ("tst_lightning.commands.fit", "train: superposition, then recovery, or any other phases"),
+    "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
+    "test": ("tst_lightning.commands.fit", "the same, on the shards given as the test split"),
+    "compare": ("tst_lightning.commands.compare", "compare finished runs at equal FLOPs, equal loss and equal data"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: tst COMMAND [options]", "", "commands:", *lines, "", "`tst COMMAND --help` lists a command's options."]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the words after ``tst``; those of the process when None.
+
+    Returns:
+        The exit code: 0 done, 1 a run-time error, 2 a configuration error, 128 + n stopped by signal n.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"tst-lightning {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(COMMANDS[name][0]).main(name, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        # The file system's own refusals (disk full, permission, missing file) name the file and the reason.
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Bags: runs of contiguous tokens that share one position of the transformer.
+
+Shapes: B rows, L positions, s tokens a bag, d residual width, V vocabulary.
+Source of the method: arXiv 2605.06546, section 3 (the same mechanism as arXiv 2407.12665).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Weight of the i-th token of a bag (i from 1) before normalisation. The fitted power law is the paper's fit of the
+# mutual information of DCLM token pairs over their distance.
+BAG_WEIGHTINGS: dict[str, Callable[[int], float]] = {
+    "uniform": lambda i: 1.0,
+    "power_law": lambda i: 1.0 / i,
+    "fitted_power_law": lambda i: 3.63 + 1.35 * i**-1.25,
+    "exponential": lambda i: math.exp(-i),
+    "first": lambda i: float(i == 1),
+}
+
+
+def fold(tokens: Tensor, bag_size: int) -> Tensor:
+    """Cuts rows of tokens into bags that never overlap.
+
+    Args:
+        tokens: (B, n * s) ids.
+        bag_size: s.
+
+    Returns:
+        (B, n, s), a view: bag j of a row holds its tokens j * s to j * s + s - 1.
+
+    Raises:
+        ValueError: the row is not a whole number of bags.
+    """
+    rows, length = tokens.shape
+    if length % bag_size:
+        raise ValueError(f"a row of {length} tokens is not a whole number of bags of {bag_size}")
+    return tokens.view(rows, length // bag_size, bag_size)
+
+
+def inputs_and_targets(tokens: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
+    """Pairs every bag with the bag after it, so that no position sees a token that it is scored on.
+
+    Args:
+        tokens: (B, s * (L + 1)) ids; the last bag of a row is only a target.
+        bag_size: s.
+
+    Returns:
+        Input bags (B, L, s) and target bags (B, L, s); position j reads bags 0 to j and predicts bag j + 1.
+
+    Raises:
+        ValueError: the row is not a whole number of bags.
+    """
+    bags = fold(tokens, bag_size)
+    return bags[:, :-1], bags[:, 1:]
+
+
+def bag_weights(weighting: str, bag_size: int) -> Tensor:
+    """The share of the loss that each token of a target bag carries.
+
+    Args:
+        weighting: a key of :data:`BAG_WEIGHTINGS`.
+        bag_size: s.
+
+    Returns:
+        (s,) float64, non-negative, summing to 1.
+
+    Raises:
+        ValueError: unknown weighting.
+    """
+    if weighting not in BAG_WEIGHTINGS:
+        raise ValueError(f"unknown bag weighting '{weighting}'; choose one of {', '.join(BAG_WEIGHTINGS)}")
+    weights = torch.tensor([BAG_WEIGHTINGS[weighting](i) for i in range(1, bag_size + 1)], dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def mean_embedding(bags: Tensor, weight: Tensor) -> Tensor:
+    """Averages the embeddings of each bag's tokens, without a (B, L, s, d) tensor.
+
+    ``embedding_bag`` accumulates in float32 inside and rounds once, whatever the weight's dtype.
+
+    Args:
+        bags: (B, L, s) ids.
+        weight: (V, d) embedding matrix.
+
+    Returns:
+        (B, L, d) in the weight's dtype (the autocast dtype under autocast).
+    """
+    rows, positions, bag_size = bags.shape
+    return F.embedding_bag(bags.reshape(-1, bag_size), weight, mode="mean").view(rows, positions, -1)

@@ -1,0 +1,158 @@
+"""Measures compute, so that runs are compared at equal FLOPs: cumulative, per phase, across resume."""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from tst_lightning.flops import closed_form_flops_per_row, count_flops_per_row, peak_flops_per_second
+
+
+@dataclass
+class Totals:
+    """What a stretch of training took, over all ranks: FLOPs, tokens read, positions computed, wall seconds."""
+
+    flops: int = 0
+    tokens: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+    def __sub__(self, other: "Totals") -> "Totals":
+        return Totals(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+class FlopsMeter(Callback):
+    """Accumulates FLOPs, tokens, positions and seconds per phase, logs them, and keeps them in the checkpoint.
+
+    FLOPs are counted once per phase by running its own loss on a meta copy of the model (see
+    :mod:`tst_lightning.flops` for the convention). Seconds are those of training, validation left out. Logged every
+    ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; validation
+    metrics also go to TensorBoard on a compute axis (``val_by_gflop/``, whose step is 10^9 FLOPs), where runs line up
+    at equal compute.
+    """
+
+    def __init__(self) -> None:
+        self.per_phase: dict[str, Totals] = {}
+        self.flops_per_row: dict[str, int] = {}
+        self._mark = 0.0
+        self._logged = Totals()
+        self._peak: float | None = None
+
+    @property
+    def total(self) -> Totals:
+        """The whole run so far."""
+        return sum(self.per_phase.values(), Totals())
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals per phase."""
+        return {name: asdict(totals) for name, totals in self.per_phase.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from saved totals."""
+        self.per_phase = {name: Totals(**totals) for name, totals in state_dict.items()}
+
+    # -- counting -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Counts what a row of each phase costs."""
+        if stage != "fit":
+            return
+        seq_len = trainer.datamodule.seq_len  # type: ignore[attr-defined]
+        expected = closed_form_flops_per_row(pl_module.config, seq_len)
+        for name, phase, _, _ in pl_module.schedule:
+            self.flops_per_row[name] = count_flops_per_row(pl_module.config, phase, seq_len)
+            if abs(self.flops_per_row[name] / expected - 1) > 0.02:
+                rank_zero_warn(
+                    f"phase '{name}' counts {self.flops_per_row[name]:.4g} FLOPs a row, the closed form for dense decoders"
+                    f" gives {expected:.4g}: either the architecture is no dense decoder, or the counter missed a kernel"
+                )
+        self._peak = peak_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
+        if self._peak is None and trainer.strategy.root_device.type == "cuda":
+            rank_zero_warn("the peak of this device at this precision is not known: no MFU is logged")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._logged = self.total
+        self._mark = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Books the time up to here, so that validation is left out."""
+        if trainer.training or trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._book_time(pl_module.schedule.at(max(0, trainer.global_step - 1)).name)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Adds one micro-batch of every rank; logs every ``log_every_n_steps`` steps."""
+        name = batch["phase"]
+        rows = len(batch["tokens"]) * trainer.world_size
+        seq_len = trainer.datamodule.seq_len  # type: ignore[attr-defined]
+        self.per_phase[name] = self.per_phase.get(name, Totals()) + Totals(
+            flops=rows * self.flops_per_row[name],
+            tokens=rows * seq_len * batch["bag_size"],
+            positions=rows * seq_len,
+        )
+        self._book_time(name)
+        if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:
+            self._log(trainer, pl_module, self._throughput(trainer) | self._where(pl_module, batch))
+
+    def _book_time(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.per_phase.setdefault(phase, Totals()).seconds += now - self._mark
+        self._mark = now
+
+    # -- logging ------------------------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the totals beside the validation metrics, and these on the compute axis."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._mark = time.perf_counter()
+        self._log(trainer, pl_module, {})
+        gflop = self.total.flops // 10**9
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                for key, value in trainer.callback_metrics.items():
+                    if key.startswith("val/"):
+                        logger.experiment.add_scalar(f"val_by_gflop/{key[4:]}", value, gflop)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, more: dict[str, float]) -> None:
+        values = {f"compute/{key}": value for key, value in asdict(self.total).items()} | more
+        values["compute/step"] = trainer.global_step
+        # Straight to the loggers: LightningModule.log rounds to float32, and these are counts of up to 1e24.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _throughput(self, trainer: Trainer) -> dict[str, float]:
+        since, self._logged = self.total - self._logged, self.total
+        rates = {
+            "throughput/positions_per_second": since.positions / since.seconds,
+            "throughput/tokens_per_second": since.tokens / since.seconds,
+            "throughput/flops_per_second": since.flops / since.seconds,
+            "throughput/step_seconds": since.seconds / trainer.log_every_n_steps,
+        }
+        if self._peak is not None:
+            rates["throughput/mfu"] = rates["throughput/flops_per_second"] / (self._peak * trainer.world_size)
+        return rates | self._memory(trainer)
+
+    def _memory(self, trainer: Trainer) -> dict[str, float]:
+        if trainer.strategy.root_device.type == "cuda":
+            return {"memory/device_peak_bytes": torch.cuda.max_memory_allocated(trainer.strategy.root_device)}
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"memory/process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+    @staticmethod
+    def _where(pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, float]:
+        names = [entry.name for entry in pl_module.schedule]
+        return {"phase/index": names.index(batch["phase"]), "phase/bag_size": batch["bag_size"]}

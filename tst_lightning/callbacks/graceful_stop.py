@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM: finish the step, write a checkpoint, say how to go on."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tst_lightning.errors import Stopped
+
+
+class GracefulStop(Callback):
+    """On the first SIGINT or SIGTERM, ends the run at the next whole step with ``last.ckpt``; a second one kills.
+
+    A validation that is due at that step is taken first, so that a resumed run's log has no gap.
+
+    Args:
+        dirpath: folder of the checkpoints; that of the run's ModelCheckpoint, so that ``--ckpt_path last`` finds it.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the two signals; Lightning's own handlers leave no checkpoint."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._signal = number
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops after a whole step, unless its validation is still to come."""
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        validation_due = (batch_idx + 1) % trainer.val_check_batch == 0
+        if whole_step and not validation_due:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops after a validation that was due."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        # Every rank must save, or none: any rank's signal stops all.
+        asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if not asked or trainer.global_step >= trainer.max_steps:
+            return
+        path = self.dirpath / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        number = self._signal or signal.SIGTERM
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after step {trainer.global_step} of {trainer.max_steps}; checkpoint"
+            f" {path}. Go on with the same command and --ckpt_path last",
+            number,
+        )

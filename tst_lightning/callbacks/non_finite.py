@@ -1,0 +1,64 @@
+"""Stops a run whose loss is no longer a number, before a checkpoint of it is written."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tst_lightning.errors import RunError
+
+
+class NonFiniteGuard(Callback):
+    """Remembers, on the device, the first step whose loss was NaN or infinite, and looks at it now and then.
+
+    Looking costs a synchronisation with the device, so it happens every ``every_n_steps`` steps, and before any
+    checkpoint is written: those on disk stay good.
+
+    Args:
+        every_n_steps: optimizer steps between two looks; None takes ``trainer.log_every_n_steps``.
+    """
+
+    _NEVER = 2**62
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        self.every_n_steps = every_n_steps
+        self._first_bad: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes room for the first bad step on the model's device."""
+        self._first_bad = torch.tensor(self._NEVER, device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes a bad loss; looks every so many steps.
+
+        Raises:
+            RunError: a loss was not finite; names step and phase.
+        """
+        assert self._first_bad is not None
+        step = batch_idx // trainer.accumulate_grad_batches
+        bad = torch.where(torch.isfinite(outputs["loss"].detach()), self._NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+        if (step + 1) % (self.every_n_steps or trainer.log_every_n_steps) == 0:
+            self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks, so that no validation of a broken model is recorded."""
+        self._look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Looks, so that no broken model is written."""
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = self._NEVER if self._first_bad is None else int(self._first_bad)
+        if step < self._NEVER:
+            self._first_bad = None
+            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+            raise RunError(
+                f"the loss was not finite at step {step}, phase '{pl_module.schedule.at(step).name}'; {kept}. Lower the"
+                " learning rate, lengthen the warmup or clip gradients (trainer.gradient_clip_val)"
+            )

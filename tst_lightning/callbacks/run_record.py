@@ -1,0 +1,180 @@
+"""The facts of a run: printed at its start, kept in ``run.json`` for the referee, shown in TensorBoard's HPARAMS tab."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from tst_lightning.callbacks.flops_meter import FlopsMeter
+from tst_lightning.errors import ConfigError
+from tst_lightning.flops import CONVENTION
+
+RUN_RECORD_FORMAT = 1
+
+
+class RunRecord(Callback):
+    """Writes ``run.json`` into the run's folder and keeps its status; prints a summary at the start.
+
+    Args:
+        run_dir: folder of the run; its last part is the run's name.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = Path(run_dir) / "run.json"
+        self._record: dict[str, Any] = {}
+        self._hyperparameters_logged = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gathers the facts, prints and writes them.
+
+        Raises:
+            ConfigError: the run has no FlopsMeter, without which it can't be compared.
+        """
+        meter = next((c for c in trainer.callbacks if isinstance(c, FlopsMeter)), None)  # type: ignore[attr-defined]
+        if meter is None:
+            raise ConfigError("RunRecord needs a FlopsMeter among trainer.callbacks; add one")
+        self._record = self._facts(trainer, pl_module, meter)
+        if trainer.is_global_zero:
+            print(self._summary(trainer, pl_module), flush=True)
+        self._write(trainer, "running")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves the recorded step on; gives the HPARAMS tab its entry at the first validation."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._write(trainer, "running")
+        if not self._hyperparameters_logged:
+            self._hyperparameters_logged = True
+            self._log_hyperparameters(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks the run finished."""
+        self._write(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Marks the run stopped, whatever stopped it."""
+        if self._record:
+            self._write(trainer, "stopped")
+
+    # -- facts --------------------------------------------------------------------------------------------------
+
+    def _facts(self, trainer: Trainer, pl_module: LightningModule, meter: FlopsMeter) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        config = pl_module.config
+        accumulate = trainer.accumulate_grad_batches
+        rows = data.batch_size * accumulate * trainer.world_size
+        budget = data.budget(pl_module.schedule, accumulate, trainer.world_size)
+        optimizer = trainer.optimizers[0]
+        phases = [
+            {
+                "name": name,
+                "class": f"{type(phase).__module__}.{type(phase).__qualname__}",
+                "bag_size": phase.bag_size,
+                "first_step": first,
+                "steps": steps,
+                "tokens": steps * rows * data.seq_len * phase.bag_size,
+                "flops_per_step": rows * meter.flops_per_row[name],
+            }
+            for name, phase, first, steps in pl_module.schedule
+        ]
+        return {
+            "format": RUN_RECORD_FORMAT,
+            "name": self.path.parent.name,
+            "max_steps": trainer.max_steps,
+            "model": {
+                "class": f"{type(config).__module__}.{type(config).__qualname__}",
+                "config": json.loads(config.to_json_string(use_diff=True)),
+                "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+            },
+            "tokenizer_sha256": data.manifest.tokenizer_sha256,
+            "vocab_size": data.manifest.vocab_size,
+            "train_sha256": data.manifest.train.sha256,
+            "val_sha256": data.manifest.val.sha256,
+            "seq_len": data.seq_len,
+            "phases": phases,
+            "flops": sum(phase["steps"] * phase["flops_per_step"] for phase in phases),
+            "flops_convention": CONVENTION,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
+            "batch": {
+                "rows_per_step": rows,
+                "positions_per_step": rows * data.seq_len,
+                "micro_batch_rows": data.batch_size,
+                "accumulate_grad_batches": accumulate,
+            },
+            "optimizer": type(optimizer).__name__,
+            "learning_rate": optimizer.defaults.get("lr"),
+            "lr_schedule": vars(pl_module.lr_schedule),
+            "tokens_needed": budget.needed,
+            "tokens_available": budget.available,
+            "tokens_remainder": budget.remainder,
+            "passes": budget.passes,
+            "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+            "precision": str(trainer.precision),
+            "versions": {
+                name: version(name) for name in ("tst-lightning", "torch", "lightning", "litdata", "transformers")
+            }
+            | {"python": platform.python_version()},
+        }
+
+    def _summary(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        facts = self._record
+        model = facts["model"]
+        lines = [
+            f"run       {facts['name']} in {self.path.parent}, seed {facts['seed']}",
+            f"model     {type(pl_module.config).__name__}, {model['parameters']:,} parameters, {facts['precision']} on"
+            f" {facts['device']}",
+        ]
+        for phase in facts["phases"]:
+            last = phase["first_step"] + phase["steps"] - 1
+            lines.append(
+                f"phase     {phase['name']}: steps {phase['first_step']:,} to {last:,}, bag size {phase['bag_size']},"
+                f" {phase['tokens']:,} tokens"
+            )
+        lines += [
+            f"data      {facts['tokens_available']:,} tokens in whole blocks ({facts['tokens_remainder']:,} left over),"
+            f" {facts['tokens_needed']:,} needed: {facts['passes']:.2f} passes",
+            f"compute   {facts['flops']:.4g} FLOPs in {facts['max_steps']:,} steps of"
+            f" {facts['batch']['positions_per_step']:,} positions",
+        ]
+        if facts["passes"] > 1:
+            lines.append(
+                "note      the data is read more than once; superposition reads s times as much per step, and its gain"
+                " rests on fresh data"
+            )
+        if trainer.global_step:
+            lines.append(f"resumed   at step {trainer.global_step:,} of {facts['max_steps']:,}")
+        return "\n".join(lines)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer, status: str) -> None:
+        self._record |= {"status": status, "step": trainer.global_step}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".json.partial")
+        beside.write_text(json.dumps(self._record, indent=2) + "\n")
+        os.replace(beside, self.path)
+
+    @rank_zero_only
+    def _log_hyperparameters(self, trainer: Trainer) -> None:
+        facts = self._record
+        shown = {key: facts[key] for key in ("seed", "seq_len", "max_steps", "optimizer", "learning_rate", "precision")}
+        shown |= {f"lr_schedule/{key}": value for key, value in facts["lr_schedule"].items()}
+        shown |= {
+            "positions_per_step": facts["batch"]["positions_per_step"],
+            "parameters": facts["model"]["parameters"],
+        }
+        for phase in facts["phases"]:
+            shown |= {f"{phase['name']}/bag_size": phase["bag_size"], f"{phase['name']}/steps": phase["steps"]}
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key == "val/loss"}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(shown, {f"hparams/{key}": value for key, value in metrics.items()})
+            else:
+                logger.log_hyperparams(shown)

@@ -1,0 +1,26 @@
+"""A checkpoint at every phase switch, to branch other recoveries from."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class SwitchCheckpoint(Callback):
+    """Saves ``switch-PHASE-step=N.ckpt`` after the last step before each new phase.
+
+    Args:
+        dirpath: folder of the checkpoints.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where the next step belongs to another phase."""
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole_step and trainer.global_step in pl_module.schedule.switches:
+            name = f"switch-{pl_module.current.name}-step={trainer.global_step}.ckpt"
+            trainer.save_checkpoint(self.dirpath / name, weights_only=False)

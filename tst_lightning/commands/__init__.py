@@ -1,0 +1,1 @@
+"""One module per console command; each has ``main(name, arguments)``."""

@@ -1,0 +1,32 @@
+"""Peak matrix throughput of known devices, dense, from the vendor's data sheets."""
+
+import torch
+
+# Dense bf16/fp16 FLOP/s without sparsity. Matched in order, so the more special names come first.
+_DENSE_HALF_PRECISION: list[tuple[str, float]] = [
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 NVL", 835e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10", 125e12),
+]
+
+
+def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
+    """The figure that model-FLOPs utilisation divides by.
+
+    Args:
+        device: where the model is trained.
+        precision: Lightning's precision name, such as ``bf16-mixed``.
+
+    Returns:
+        FLOP/s of one device, or None where it isn't known: an unknown device gets no MFU rather than a wrong one.
+    """
+    if device.type != "cuda" or not precision.startswith(("bf16", "16", "transformer-engine-float16")):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in _DENSE_HALF_PRECISION if known in name), None)

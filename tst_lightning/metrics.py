@@ -1,0 +1,44 @@
+"""Validation metrics of next-token prediction, exact over batches and ranks."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from tst_lightning.losses import LossSum
+
+
+class NextTokenMetrics(Metric):
+    """Mean loss, perplexity and bits per byte over a whole validation split.
+
+    torchmetrics' own Perplexity wants (B, L, V) logits, which the loss never keeps; so this one takes the loss's sum
+    and count, and leaves synchronisation and reset to torchmetrics.
+
+    Args:
+        bytes_per_token: UTF-8 bytes of text a token of the split stands for, from the shards' manifest.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, bytes_per_token: float) -> None:
+        super().__init__()
+        self.bytes_per_token = bytes_per_token
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: LossSum) -> None:
+        """Adds a batch's sum (nats) and count (predicted tokens)."""
+        self.total += loss.total.detach().double()
+        self.count += loss.count
+
+    def compute(self) -> dict[str, Tensor]:
+        """``loss`` in nats a token, ``perplexity``, ``bits_per_byte``."""
+        loss = self.total / self.count
+        return {
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "bits_per_byte": loss / math.log(2) / self.bytes_per_token,
+        }

@@ -1,0 +1,106 @@
+"""A Hugging Face causal LM, built from its config, seen through the four things that training needs of it.
+
+Nothing of the model is replaced: the parameters are those of ``AutoModelForCausalLM.from_config``, by name, shape and
+count, which is what keeps the export an ordinary model.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tst_lightning.bags import mean_embedding
+from tst_lightning.errors import ConfigError
+from tst_lightning.losses import LossSum
+from tst_lightning.modeling.attention import attention_for
+
+if TYPE_CHECKING:
+    from tst_lightning.phases import PhaseStrategy
+
+# Architectures with one of these set change their logits after the LM head; a loss taken from hidden states and head
+# weight would silently differ from the model's own.
+_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+class CausalLM(nn.Module):
+    """Embeddings, body and LM-head weight of a Hugging Face model, and the loss of a phase over them.
+
+    The whole of a training step's tensor work happens inside :meth:`forward`, so that sharding wrappers see one root.
+
+    Args:
+        lm: the Hugging Face model; its parameters appear here under ``lm.``.
+    """
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, tokens: Tensor, phase: "PhaseStrategy") -> LossSum:
+        """The phase's loss on a batch of its rows.
+
+        Args:
+            tokens: (B, phase.row_tokens(L)) int64 ids.
+            phase: what the rows mean and what is predicted.
+
+        Returns:
+            Sum in nats, and count.
+        """
+        hidden = phase.forward(self, tokens)
+        return phase.loss(self, hidden, tokens)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, d), by the model's own embedding layer."""
+        return self.lm.get_input_embeddings()(tokens)
+
+    def embed_bags(self, bags: Tensor) -> Tensor:
+        """(B, L, s) ids to the mean embedding of each bag, (B, L, d), accumulated in float32."""
+        embedding = self.lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding:
+            return mean_embedding(bags, embedding.weight)
+        # The layer does more than look up (Gemma scales): let it, and average what it gives.
+        embedded = embedding(bags)
+        return embedded.mean(2, dtype=torch.float32).to(embedded.dtype)
+
+    def body(self, inputs_embeds: Tensor) -> Tensor:
+        """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm."""
+        return self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+
+    @property
+    def head(self) -> Tensor:
+        """(V, d) LM-head weight; the embedding matrix itself where the two are tied."""
+        return self.lm.get_output_embeddings().weight
+
+
+def build_causal_lm(config: PreTrainedConfig) -> CausalLM:
+    """Builds and initialises the model of a config, on the current default device, in float32.
+
+    Args:
+        config: any Hugging Face causal LM configuration whose body accepts ``inputs_embeds``.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ConfigError: the config is of no causal LM, or of one whose loss can't be had from hidden states and head.
+    """
+    for key, neutral in _LOGIT_TRANSFORMS.items():
+        value = getattr(config, key, neutral)
+        if value not in (neutral, None):
+            raise ConfigError(
+                f"{type(config).__name__} has {key}={value}: it changes the logits after the LM head, which the losses"
+                " of this version do not reproduce; choose another architecture"
+            )
+    if getattr(config, "router_aux_loss_coef", 0):
+        raise ConfigError(
+            f"{type(config).__name__} balances its experts by an auxiliary loss (router_aux_loss_coef="
+            f"{config.router_aux_loss_coef}), which this version does not add: training would silently go without."
+            " Choose a dense architecture, or set router_aux_loss_coef: 0 to train without balancing"
+        )
+    try:
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config), dtype=torch.float32)
+    except ValueError as error:
+        raise ConfigError(f"no causal language model can be built from {type(config).__name__}: {error}") from error
+    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
+        raise ConfigError(f"{type(lm).__name__} has a bias on its LM head, which the losses do not reproduce")
+    return CausalLM(lm.train())

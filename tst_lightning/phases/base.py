@@ -1,0 +1,62 @@
+"""The contract between a training objective and everything around it."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from tst_lightning.errors import ConfigError
+from tst_lightning.losses import LossSum
+
+if TYPE_CHECKING:
+    from tst_lightning.modeling import CausalLM
+
+
+class PhaseStrategy(ABC):
+    """How a row of tokens becomes hidden states and a loss, during one phase of training.
+
+    Args:
+        share: share of all optimizer steps, 0 to 1; None takes what the other phases leave.
+
+    Raises:
+        ConfigError: the share is outside [0, 1].
+    """
+
+    def __init__(self, share: float | None = None) -> None:
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ConfigError(f"a phase's share of the steps is {share}; it must lie between 0 and 1")
+        self.share = share
+
+    @property
+    @abstractmethod
+    def bag_size(self) -> int:
+        """Tokens that one position of the transformer reads."""
+
+    @abstractmethod
+    def row_tokens(self, seq_len: int) -> int:
+        """Tokens in a row of ``seq_len`` positions, the lookahead of its last target included."""
+
+    @abstractmethod
+    def forward(self, model: "CausalLM", tokens: Tensor) -> Tensor:
+        """Reads rows.
+
+        Args:
+            model: embeddings, body and LM head.
+            tokens: (B, row_tokens(L)) int64 ids.
+
+        Returns:
+            (B, L, d) hidden states after the final norm.
+        """
+
+    @abstractmethod
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+        """Scores what the hidden states predict.
+
+        Args:
+            model: for its LM-head weight.
+            hidden: (B, L, d), from :meth:`forward` of the same tokens.
+            tokens: (B, row_tokens(L)) int64 ids.
+
+        Returns:
+            Sum in nats over B * L positions, and that count.
+        """

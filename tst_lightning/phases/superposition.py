@@ -1,0 +1,60 @@
+"""Token superposition: each position reads a bag of tokens and predicts the whole next bag."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from tst_lightning.bags import bag_weights, inputs_and_targets
+from tst_lightning.errors import ConfigError
+from tst_lightning.losses import LossSum, multi_hot_cross_entropy
+from tst_lightning.phases.base import PhaseStrategy
+
+if TYPE_CHECKING:
+    from tst_lightning.modeling import CausalLM
+
+
+class SuperpositionPhase(PhaseStrategy):
+    """Full superposition (arXiv 2605.06546, phase 1): bags in, bags out, the transformer untouched.
+
+    A position costs the FLOPs of an ordinary one and carries ``bag_size`` tokens. With a bag size of 1 it is
+    next-token training.
+
+    Args:
+        bag_size: tokens a bag, s; the published runs use 6 up to 3B parameters and 16 for 10B-A1B.
+        share: share of all optimizer steps, r in the paper, 0 to 1; None takes what the other phases leave.
+        weighting: the share of the loss that each token of a target bag carries: uniform, power_law (better from
+            s = 8 up), fitted_power_law, exponential or first.
+
+    Raises:
+        ConfigError: bag size below 1, unknown weighting, share outside [0, 1].
+    """
+
+    def __init__(self, bag_size: int, share: float | None = None, weighting: str = "uniform") -> None:
+        super().__init__(share)
+        if bag_size < 1:
+            raise ConfigError(f"bag_size is {bag_size}; it must be at least 1")
+        try:
+            self._weights = bag_weights(weighting, bag_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._bag_size = bag_size
+        self.weighting = weighting
+
+    @property
+    def bag_size(self) -> int:
+        """s tokens a position."""
+        return self._bag_size
+
+    def row_tokens(self, seq_len: int) -> int:
+        """s * (L + 1): the last bag is only a target."""
+        return self._bag_size * (seq_len + 1)
+
+    def forward(self, model: "CausalLM", tokens: Tensor) -> Tensor:
+        """(B, s * (L + 1)) ids to (B, L, d) hidden states."""
+        bags, _ = inputs_and_targets(tokens, self._bag_size)
+        return model.body(model.embed_bags(bags))
+
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+        """Multi-hot cross-entropy of (B, L, d) hidden states against bags 1 to L of each row."""
+        _, targets = inputs_and_targets(tokens, self._bag_size)
+        return multi_hot_cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten(0, 1), self._weights)
