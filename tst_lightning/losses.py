@@ -4,14 +4,15 @@ data parallelism and ignored labels agree.
 Shapes: N positions, s targets a position, d residual width, V vocabulary.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class LossSum(NamedTuple):
+@dataclass(frozen=True)
+class LossSum:
     """A loss before division: ``total`` nats (scalar, float32 or wider) over ``count`` positions."""
 
     total: Tensor

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -64,7 +64,7 @@ class FlopsMeter(Callback):
 
     # -- counting -----------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Counts what a row of each phase costs."""
         if stage != "fit":
             return
@@ -74,25 +74,25 @@ class FlopsMeter(Callback):
             self.flops_per_row[name] = count_flops_per_row(pl_module.config, phase, seq_len)
             if abs(self.flops_per_row[name] / expected - 1) > 0.02:
                 rank_zero_warn(
-                    f"phase '{name}' counts {self.flops_per_row[name]:.4g} FLOPs a row, the closed form for dense decoders"
-                    f" gives {expected:.4g}: either the architecture is no dense decoder, or the counter missed a kernel"
+                    f"phase '{name}' counts {self.flops_per_row[name]:.4g} FLOPs a row, the closed form for dense"
+                    f" decoders gives {expected:.4g}: either the architecture is none, or the counter missed a kernel"
                 )
         self._peak = peak_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
         if self._peak is None and trainer.strategy.root_device.type == "cuda":
             rank_zero_warn("the peak of this device at this precision is not known: no MFU is logged")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Starts the clock."""
         self._logged = self.total
         self._mark = time.perf_counter()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Books the time up to here, so that validation is left out."""
         if trainer.training or trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._book_time(pl_module.schedule.at(max(0, trainer.global_step - 1)).name)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Adds one micro-batch of every rank; logs every ``log_every_n_steps`` steps."""
         name = batch["phase"]
@@ -104,7 +104,7 @@ class FlopsMeter(Callback):
             positions=rows * seq_len,
         )
         self._book_time(name)
-        if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:
+        if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._log(trainer, pl_module, self._throughput(trainer) | self._where(pl_module, batch))
 
     def _book_time(self, phase: str) -> None:
@@ -114,7 +114,7 @@ class FlopsMeter(Callback):
 
     # -- logging ------------------------------------------------------------------------------------------------
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Logs the totals beside the validation metrics, and these on the compute axis."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -127,7 +127,7 @@ class FlopsMeter(Callback):
                     if key.startswith("val/"):
                         logger.experiment.add_scalar(f"val_by_gflop/{key[4:]}", value, gflop)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, more: dict[str, float]) -> None:
+    def _log(self, trainer: Trainer, pl_module: Any, more: dict[str, float]) -> None:
         values = {f"compute/{key}": value for key, value in asdict(self.total).items()} | more
         values["compute/step"] = trainer.global_step
         # Straight to the loggers: LightningModule.log rounds to float32, and these are counts of up to 1e24.
@@ -140,7 +140,7 @@ class FlopsMeter(Callback):
             "throughput/positions_per_second": since.positions / since.seconds,
             "throughput/tokens_per_second": since.tokens / since.seconds,
             "throughput/flops_per_second": since.flops / since.seconds,
-            "throughput/step_seconds": since.seconds / trainer.log_every_n_steps,
+            "throughput/step_seconds": since.seconds / trainer.log_every_n_steps,  # type: ignore[attr-defined]
         }
         if self._peak is not None:
             rates["throughput/mfu"] = rates["throughput/flops_per_second"] / (self._peak * trainer.world_size)
@@ -153,6 +153,6 @@ class FlopsMeter(Callback):
         return {"memory/process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
     @staticmethod
-    def _where(pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, float]:
+    def _where(pl_module: Any, batch: dict[str, Any]) -> dict[str, float]:
         names = [entry.name for entry in pl_module.schedule]
         return {"phase/index": names.index(batch["phase"]), "phase/bag_size": batch["bag_size"]}

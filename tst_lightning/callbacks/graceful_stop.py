@@ -5,7 +5,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tst_lightning.errors import Stopped
@@ -25,7 +25,7 @@ class GracefulStop(Callback):
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Takes over the two signals; Lightning's own handlers leave no checkpoint."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
@@ -36,22 +36,20 @@ class GracefulStop(Callback):
             signal.raise_signal(number)
         self._signal = number
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Gives the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stops after a whole step, unless its validation is still to come."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        validation_due = (batch_idx + 1) % trainer.val_check_batch == 0
+        validation_due = (batch_idx + 1) % (trainer.val_check_batch or float("inf")) == 0
         if whole_step and not validation_due:
             self._stop_if_asked(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stops after a validation that was due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_asked(trainer)

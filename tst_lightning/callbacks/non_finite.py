@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from tst_lightning.errors import RunError
@@ -25,13 +25,11 @@ class NonFiniteGuard(Callback):
         self.every_n_steps = every_n_steps
         self._first_bad: Tensor | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Makes room for the first bad step on the model's device."""
         self._first_bad = torch.tensor(self._NEVER, device=pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Notes a bad loss; looks every so many steps.
 
         Raises:
@@ -41,18 +39,18 @@ class NonFiniteGuard(Callback):
         step = batch_idx // trainer.accumulate_grad_batches
         bad = torch.where(torch.isfinite(outputs["loss"].detach()), self._NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
-        if (step + 1) % (self.every_n_steps or trainer.log_every_n_steps) == 0:
+        if (step + 1) % (self.every_n_steps or trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._look(trainer, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Looks, so that no validation of a broken model is recorded."""
         self._look(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Looks, so that no broken model is written."""
         self._look(trainer, pl_module)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _look(self, trainer: Trainer, pl_module: Any) -> None:
         step = self._NEVER if self._first_bad is None else int(self._first_bad)
         if step < self._NEVER:
             self._first_bad = None

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
@@ -37,7 +37,7 @@ class PhaseProgressBar(TQDMProgressBar):
         bar.disable = True
         return bar
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Opens the bar."""
         if self._adapt:
             self._refresh_rate = max(1, int(trainer.num_training_batches) // 20)
@@ -48,9 +48,7 @@ class PhaseProgressBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description_str("training")
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Names the phase."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if batch["phase"] != self._phase:
@@ -58,13 +56,13 @@ class PhaseProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description_str(batch["phase"], refresh=False)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Counts the tokens of the phase."""
         self._phase_tokens += batch["tokens"].numel()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """Training loss of the phase, validation loss, tokens a second of this phase."""
         logged = trainer.progress_bar_metrics
         shown: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,7 +30,7 @@ class RunRecord(Callback):
         self._record: dict[str, Any] = {}
         self._hyperparameters_logged = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Gathers the facts, prints and writes them.
 
         Raises:
@@ -44,7 +44,7 @@ class RunRecord(Callback):
             print(self._summary(trainer, pl_module), flush=True)
         self._write(trainer, "running")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Moves the recorded step on; gives the HPARAMS tab its entry at the first validation."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -53,18 +53,18 @@ class RunRecord(Callback):
             self._hyperparameters_logged = True
             self._log_hyperparameters(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Marks the run finished."""
         self._write(trainer, "finished")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Marks the run stopped, whatever stopped it."""
         if self._record:
             self._write(trainer, "stopped")
 
     # -- facts --------------------------------------------------------------------------------------------------
 
-    def _facts(self, trainer: Trainer, pl_module: LightningModule, meter: FlopsMeter) -> dict[str, Any]:
+    def _facts(self, trainer: Trainer, pl_module: Any, meter: FlopsMeter) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         config = pl_module.config
         accumulate = trainer.accumulate_grad_batches
@@ -122,7 +122,7 @@ class RunRecord(Callback):
             | {"python": platform.python_version()},
         }
 
-    def _summary(self, trainer: Trainer, pl_module: LightningModule) -> str:
+    def _summary(self, trainer: Trainer, pl_module: Any) -> str:
         facts = self._record
         model = facts["model"]
         lines = [

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 class SwitchCheckpoint(Callback):
@@ -16,9 +16,7 @@ class SwitchCheckpoint(Callback):
     def __init__(self, dirpath: str) -> None:
         self.dirpath = Path(dirpath)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves where the next step belongs to another phase."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole_step and trainer.global_step in pl_module.schedule.switches:

@@ -146,7 +146,8 @@ class TokenDataModule(LightningDataModule):
         """The run's stream; built here because LitData needs the process group to exist."""
         trainer = self.trainer
         assert trainer is not None
-        schedule: PhaseSchedule = trainer.lightning_module.schedule
+        module: Any = trainer.lightning_module
+        schedule: PhaseSchedule = module.schedule
         accumulate = trainer.accumulate_grad_batches
         stream = RowStream(
             BlockReader(self.folder / "train", self.block_tokens, self.seed, self.num_workers),

@@ -11,7 +11,7 @@ from tst_lightning.errors import ConfigError, RunError
 class RowStream:
     """An iterable with a length and a state, which Lightning saves and restores with the run.
 
-    The state is the reader's position before the current pool and the number of batches handed out. That is the same
+    The state is the number of batches handed out and the reader's position before the pool of the next one. That is the same
     on every rank, and re-reading a pool gives the same rows.
 
     Args:
@@ -69,6 +69,8 @@ class RowStream:
                 )
                 for batch in range(self.batches - first, pool.batches):
                     self.batches += 1
+                    if batch == pool.batches - 1:
+                        self._reader_state = self._reader.state_dict()
                     tokens = rows[batch * self._batch_size : (batch + 1) * self._batch_size]
                     yield {"tokens": tokens, "phase": pool.plan.phase, "bag_size": pool.plan.bag_size}
             first += pool.batches

@@ -49,7 +49,7 @@ class PhaseSchedule:
 
     def at(self, step: int) -> ScheduledPhase:
         """The phase that optimizer step ``step`` (from 0) belongs to; the last one from the end of the run on."""
-        return next((entry for entry in reversed(self.entries) if entry.first_step <= step))
+        return next(entry for entry in reversed(self.entries) if entry.first_step <= step)
 
     @property
     def switches(self) -> list[int]:

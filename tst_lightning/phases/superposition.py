@@ -42,11 +42,11 @@ class SuperpositionPhase(PhaseStrategy):
 
     @property
     def bag_size(self) -> int:
-        """s tokens a position."""
+        """Tokens a position, s."""
         return self._bag_size
 
     def row_tokens(self, seq_len: int) -> int:
-        """s * (L + 1): the last bag is only a target."""
+        """A row holds s * (L + 1): the last bag is only a target."""
         return self._bag_size * (seq_len + 1)
 
     def forward(self, model: "CausalLM", tokens: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Real text, a real tokenizer and real shards, made once per session; and the real command, run in this process."""
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tst_lightning.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+SEQ_LEN = 16
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three standard-library modules: about 60k tokens under a 320-entry vocabulary."""
+    folder = tmp_path_factory.mktemp("shards") / "small"
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    names = ["argparse", "ast", "bdb", "calendar", "cgi", "codecs", "copy", "csv", "dis", "enum", "glob", "heapq", "json"]
+    sources = [str(path) for name in names if (path := stdlib / f"{name}.py").exists()]
+    assert main(["prepare", *sources, "--out", str(folder), "--vocab_size", "320", "--val_share", "0.2"]) == 0
+    return folder
+
+
+def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:
+    """The quickstart's TST configuration, shrunk: 20 steps of 4 x 16 positions, a model of 2 layers.
+
+    Args:
+        run_dir: folder of the run.
+        shards: folder of the shards.
+        changes: dotted key (with __ for .) to value.
+    """
+    config = yaml.safe_load((ROOT / "configs" / "quickstart" / "tst.yaml").read_text())
+    config["run_dir"] = str(run_dir)
+    config["model"]["config"]["init_args"] |= {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": SEQ_LEN,
+    }
+    config["model"]["phases"]["superposition"]["init_args"] |= {"bag_size": 4, "share": 0.5}
+    config["model"]["lr_schedule"]["warmup_steps"] = 2
+    config["data"] |= {"shards": str(shards), "seq_len": SEQ_LEN, "batch_size": 4, "block_rows": 4, "pool_blocks": 8}
+    config["trainer"] |= {
+        "max_steps": 20,
+        "val_check_interval": 5,
+        "limit_val_batches": 2,
+        "log_every_n_steps": 1,
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = config
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return config
+
+
+@pytest.fixture
+def fit(tmp_path: Path, shards: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs ``tst fit`` on a tiny configuration; gives the exit code and what it printed."""
+
+    def run(name: str = "run", *arguments: str, **changes: Any) -> tuple[int, str]:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(tmp_path / name, shards, **changes), sort_keys=False))
+        capfd.readouterr()
+        code = main(["fit", "--config", str(path), *arguments])
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return run

@@ -1,0 +1,1 @@
+"""Text on disk as a stream of documents."""

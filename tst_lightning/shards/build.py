@@ -1,0 +1,312 @@
+"""The pipeline of `tst prepare`: documents -> tokens -> shards, in a folder that appears only when it is complete.
+
+One process reads and writes; the tokenizer encodes each batch on all cores. So the shards have the same bytes whatever
+the number of cores, and memory is bounded by one batch and a few chunks.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from tst_lightning.corpus.documents import Counts, Document, Source, find_sources, read_documents
+from tst_lightning.corpus.python_source import find_python_files, order_by_content
+from tst_lightning.errors import ConfigError, RunError
+from tst_lightning.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, SPLITS, Manifest, SplitInfo
+
+BATCH_CHARACTERS = 4 << 20  # text encoded at once; the encodings take some hundred bytes a token
+
+
+def build(
+    inputs: list[str],
+    out: str,
+    python_source: Literal["none", "stdlib", "packages"] = "none",
+    vocab_size: int = 4096,
+    tokenizer: str | None = None,
+    val_share: float = 0.01,
+    text_field: str = "text",
+    max_bytes: int | None = None,
+    tokenizer_train_bytes: int = 256_000_000,
+    chunk_bytes: int = 1 << 26,
+    overwrite: bool = False,
+) -> tuple[Manifest, bool]:
+    """Turns text into tokenised shards for training and validation, with a manifest.
+
+    Args:
+        inputs: files, folders and globs of text (.txt .md .py ...), .jsonl, .jsonl.gz, .jsonl.zst and .parquet.
+        out: folder to write; it appears when it is complete.
+        python_source: also read the running interpreter's own source files: the standard library ("stdlib"), or that
+            and the installed packages ("packages").
+        vocab_size: ids of the tokenizer to train, at least 257. Not used with --tokenizer.
+        tokenizer: an existing tokenizer in place of a trained one: tokenizer.json, folder, or Hugging Face hub name.
+        val_share: share of the documents held out for validation, above 0 and below 1. The hash of a document's text
+            decides, so adding documents moves none to the other split.
+        text_field: JSON field or parquet column that holds the text.
+        max_bytes: stop after this many bytes of text; the document that reaches it is kept whole.
+        tokenizer_train_bytes: train the tokenizer on the first so many bytes of the training split.
+        chunk_bytes: size of a shard file in bytes.
+        overwrite: replace the shards in --out.
+
+    Returns:
+        The manifest, and whether finished shards of the same inputs and options were there already and were reused.
+
+    Raises:
+        ConfigError: inputs or options that can't be used, a split without documents, or other shards in the folder.
+        RunError: an input that can't be read, or shards that can't be written.
+        OSError: the same, from the file system.
+    """
+    _check_options(inputs, python_source, val_share, max_bytes, tokenizer_train_bytes, chunk_bytes)
+    files = find_sources(inputs)
+    python_files = find_python_files(python_source == "packages") if python_source != "none" else []
+    fingerprint = _fingerprint([*files, *python_files])
+    options = {
+        "python_source": python_source,
+        "vocab_size": None if tokenizer else vocab_size,
+        "tokenizer": tokenizer,
+        "val_share": val_share,
+        "text_field": text_field,
+        "max_bytes": max_bytes,
+        "tokenizer_train_bytes": None if tokenizer else tokenizer_train_bytes,
+        "chunk_bytes": chunk_bytes,
+    }
+    target = Path(out)
+    if not overwrite and (existing := _existing(target, options, fingerprint)):
+        return existing, True
+    _check_replaceable(target)
+
+    counts = Counts()
+    kinds = {"text": len(files), "python": len(python_files)}
+    sources = files + order_by_content(python_files, counts)
+    partial = _sibling(target, ".partial")
+    for stale in (partial, _sibling(target, ".replaced")):
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        manifest = _write(partial, sources, counts, kinds, fingerprint, options)
+        _publish(partial, target)
+    except OSError as error:
+        full = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        raise RunError(
+            f"{error.strerror or error} at '{error.filename or partial}'; {full} or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return dataclasses.replace(manifest, folder=target), False
+
+
+def split_of(digest: bytes, val_share: float) -> str:
+    """The split of a document, from its digest alone: "val" for a share ``val_share`` of all digests, else "train"."""
+    return "val" if int.from_bytes(digest[:8], "big") < val_share * 2**64 else "train"
+
+
+def _check_options(
+    inputs: list[str],
+    python_source: str,
+    val_share: float,
+    max_bytes: int | None,
+    tokenizer_train_bytes: int,
+    chunk_bytes: int,
+) -> None:
+    if not inputs and python_source == "none":
+        raise ConfigError("no input: give files, folders or globs of text, or --python_source stdlib")
+    if not 0 < val_share < 1:
+        raise ConfigError(f"--val_share {val_share} must lie above 0 and below 1, for example 0.01")
+    for name, value, least in (
+        ("max_bytes", max_bytes, 1),
+        ("tokenizer_train_bytes", tokenizer_train_bytes, 1),
+        ("chunk_bytes", chunk_bytes, 1024),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} must be at least {least}")
+    if chunk_bytes >= 2**32:
+        raise ConfigError(f"--chunk_bytes {chunk_bytes} must be below 2**32: LitData counts bytes in 32 bits")
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    target = target.absolute()
+    return target.with_name(target.name + suffix)
+
+
+def _fingerprint(sources: Iterable[Source]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        try:
+            status = source.path.stat()
+        except OSError as error:
+            raise RunError(f"can't read '{source.path}': {error.strerror}; leave it out of the inputs") from error
+        digest.update(json.dumps([source.name, status.st_size, status.st_mtime_ns]).encode())
+    return digest.hexdigest()
+
+
+def _existing(target: Path, options: dict[str, Any], fingerprint: str) -> Manifest | None:
+    """The finished shards in the target folder, if they are what was asked for; None if there are none."""
+    if not (target / MANIFEST_NAME).is_file():
+        return None
+    manifest = Manifest.read(target)
+    differences = [
+        f"{name} was {manifest.options.get(name)!r}, now {value!r}"
+        for name, value in options.items()
+        if manifest.options.get(name) != value
+    ]
+    if manifest.sources_fingerprint != fingerprint:
+        differences.append("the input files are others (names, sizes or modification times)")
+    name = options["tokenizer"]
+    if not differences and name and Path(name).exists():
+        from tst_lightning.shards.tokenizer import load_tokenizer
+
+        if load_tokenizer(name).sha256 != manifest.tokenizer_sha256:
+            differences.append(f"tokenizer '{name}' has changed")
+    if differences:
+        raise ConfigError(
+            f"'{target}' holds other shards: {'; '.join(differences)}; "
+            "replace them with --overwrite, or choose another --out"
+        )
+    return manifest
+
+
+def _check_replaceable(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ConfigError(f"--out '{target}' is a file; choose a folder")
+    found = set(os.listdir(target))
+    if found and not found.issuperset({MANIFEST_NAME, "tokenizer.json", *SPLITS}):
+        raise ConfigError(
+            f"--out '{target}' holds something that is no finished shards; remove it or choose another --out"
+        )
+
+
+def _take(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+    taken = 0
+    for document in documents:
+        yield document
+        taken += document.size
+        if max_bytes is not None and taken >= max_bytes:
+            return
+
+
+def _batches(pieces: Iterable[tuple[str, str | None]]) -> Iterator[list[tuple[str, str | None]]]:
+    batch: list[tuple[str, str | None]] = []
+    characters = 0
+    for split, piece in pieces:
+        batch.append((split, piece))
+        characters += len(piece or " ")
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _write(
+    folder: Path,
+    sources: list[Source],
+    counts: Counts,
+    kinds: dict[str, int],
+    fingerprint: str,
+    options: dict[str, Any],
+) -> Manifest:
+    """Fills a folder with tokenizer, shards and manifest."""
+    # Imported here: litdata takes seconds, which help and refused arguments need not wait for.
+    from tqdm import tqdm
+
+    from tst_lightning.shards.tokenizer import encode_batches, load_tokenizer, train_tokenizer
+    from tst_lightning.shards.writer import ShardWriter, dtype_for
+
+    share, text_field, max_bytes = options["val_share"], options["text_field"], options["max_bytes"]
+
+    def training_text() -> Iterator[list[str]]:
+        documents = _take(read_documents(sources, text_field, Counts()), max_bytes)
+        kept = (document for document in documents if split_of(document.digest, share) == "train")
+        pieces = (
+            ("train", piece) for document in _take(kept, options["tokenizer_train_bytes"]) for piece in document.text()
+        )
+        for batch in _batches(pieces):
+            yield [piece for _, piece in batch if piece is not None]
+
+    if options["tokenizer"]:
+        tokenizer = load_tokenizer(options["tokenizer"])
+    else:
+        print("training the tokenizer ...", file=sys.stderr)
+        tokenizer = train_tokenizer(training_text(), options["vocab_size"], show_progress=sys.stderr.isatty())
+    tokenizer.save(folder)
+
+    dtype = dtype_for(tokenizer.vocab_size)
+    writers = {split: ShardWriter(folder / split, dtype, options["chunk_bytes"]) for split in SPLITS}
+    documents_of, bytes_of = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+
+    def pieces() -> Iterator[tuple[str, str | None]]:
+        for document in _take(read_documents(sources, text_field, counts), max_bytes):
+            split = split_of(document.digest, share)
+            documents_of[split] += 1
+            bytes_of[split] += document.size
+            for piece in document.text():
+                yield split, piece
+            yield split, None
+
+    with tqdm(desc="tokens", unit=" tokens", unit_scale=True, disable=None) as bar:
+        for split, ids in encode_batches(_batches(pieces()), tokenizer.encoder(), tokenizer.end_of_document_id):
+            writers[split].add(ids)
+            bar.update(len(ids))
+    _check_splits(documents_of, counts, share)
+
+    splits = {}
+    for split, writer in writers.items():
+        chunks, sha256 = writer.finish()
+        splits[split] = SplitInfo(writer.tokens, documents_of[split], bytes_of[split], chunks, sha256)
+    manifest = Manifest(
+        version=MANIFEST_VERSION,
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+        end_of_document_id=tokenizer.end_of_document_id,
+        train=splits["train"],
+        val=splits["val"],
+        sources={"kinds": kinds, **dataclasses.asdict(counts)},
+        sources_fingerprint=fingerprint,
+        options=options,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _check_splits(documents_of: dict[str, int], counts: Counts, val_share: float) -> None:
+    if not counts.documents:
+        raise ConfigError(
+            f"no document left of {counts.files} files: {counts.dropped_empty} empty, "
+            f"{counts.skipped_undecodable} undecodable; give other inputs"
+        )
+    for split, how in (("train", "lower"), ("val", "raise")):
+        if not documents_of[split]:
+            raise ConfigError(
+                f"none of {counts.documents} documents fell into the {split} split at --val_share {val_share}: "
+                f"{how} --val_share or add documents"
+            )
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Makes the finished folder durable, then moves it into place at once."""
+    for parent, _, files in os.walk(partial):
+        for path in [*(Path(parent, name) for name in files), Path(parent)]:
+            _fsync(path)
+    replaced = _sibling(target, ".replaced")
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    _fsync(target.absolute().parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
