@@ -46,6 +46,7 @@ class SuperpositionModule(LightningModule):
         self.validation = NextTokenPhase()
         self.model: CausalLM
         self._schedule: PhaseSchedule | None = None
+        self._step_loss: Tensor = torch.zeros(())
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -79,7 +80,8 @@ class SuperpositionModule(LightningModule):
         """Checks the model against the data, and readies the metrics.
 
         Raises:
-            ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
+            ConfigError: an id of the shards is outside the model's vocabulary, rows are longer than its positions, or
+                gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.manifest.vocab_size > self.config.vocab_size:
@@ -93,6 +95,11 @@ class SuperpositionModule(LightningModule):
                 f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
                 " model.config.max_position_embeddings"
             )
+        algorithm = self.trainer.gradient_clip_algorithm
+        if algorithm not in (None, "norm"):
+            raise ConfigError(
+                f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
+            )
         self.val_metrics = NextTokenMetrics(data.manifest.val.bytes_per_token)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -100,9 +107,13 @@ class SuperpositionModule(LightningModule):
         total = self.trainer.max_steps
         if self.lr_schedule.warmup_steps >= total > 0:
             raise ConfigError(
-                f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}, but the run has only {total} steps"
+                f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}, but the run has only {total} steps;"
+                " lower it, or raise trainer.max_steps"
             )
-        optimizer = self.optimizer(decay_groups(self.model.named_parameters()))
+        try:
+            optimizer = self.optimizer(decay_groups(self.model.named_parameters()))
+        except ValueError as error:
+            raise ConfigError(f"model.optimizer refuses its values: {error}") from error
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -112,7 +123,7 @@ class SuperpositionModule(LightningModule):
         """The phase's loss, in nats a position, of a batch of its rows.
 
         Args:
-            batch: ``tokens`` (B, phase.row_tokens(L)), and the phase that the stream cut them for.
+            batch: ``tokens`` (B, phase.row_tokens(L)) int64, and the phase that the stream cut them for.
             batch_idx: micro-batch of the run.
 
         Raises:
@@ -124,9 +135,22 @@ class SuperpositionModule(LightningModule):
                 f"step {self.trainer.global_step} belongs to phase '{name}' (bag size {phase.bag_size}), but its batch was"
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
-        loss = self.model(batch["tokens"], phase).mean
-        self.log(f"train/{name}/loss", loss, prog_bar=True, batch_size=len(batch["tokens"]))
-        return loss
+        return self.model(batch["tokens"], phase).mean
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the step's loss, the mean over its micro-batches, under the phase's own tag.
+
+        Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value.
+        """
+        accumulate = self.trainer.accumulate_grad_batches
+        self._step_loss = self._step_loss + outputs["loss"].detach()  # Lightning has divided it by `accumulate`
+        if (batch_idx + 1) % accumulate:
+            return
+        loss, self._step_loss = self._step_loss, torch.zeros((), device=self.device)
+        if (batch_idx + 1) % (accumulate * self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            for logger in self.loggers:
+                step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+                logger.log_metrics({f"train/{batch['phase']}/loss": loss.item()}, step=step)
 
     def configure_gradient_clipping(
         self,
@@ -134,15 +158,7 @@ class SuperpositionModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by global norm if asked to, and logs the norm before clipping; one pass over the gradients for both.
-
-        Raises:
-            ConfigError: another clipping algorithm than by norm.
-        """
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise ConfigError(
-                f"trainer.gradient_clip_algorithm is '{gradient_clip_algorithm}'; only 'norm' is supported"
-            )
+        """Clips by global norm if asked to, and logs the norm before clipping; one pass over the gradients for both."""
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.log("train/grad_norm", norm)
@@ -179,11 +195,34 @@ class SuperpositionModule(LightningModule):
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the random state until training begins; set-up still draws from it."""
+        """Keeps the random state until training begins; set-up still draws from it.
+
+        Raises:
+            ConfigError: the checkpoint is of another model.
+        """
+        here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        saved = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", here).items()}
+        for name in sorted(here.keys() | saved.keys()):
+            if here.get(name) != saved.get(name):
+                raise ConfigError(
+                    f"the checkpoint is of another model: '{name}' has shape {saved.get(name, 'none')} in it,"
+                    f" {here.get(name, 'none')} here; restore model.config, or start a new run"
+                )
         self._rng = checkpoint.get("rng")
 
     def on_train_start(self) -> None:
-        """Restores the random state of a resumed run."""
+        """Restores the random state of a resumed run.
+
+        Raises:
+            ConfigError: the run was begun with another optimizer.
+        """
+        optimizer = self.trainer.optimizers[0]
+        if missing := sorted(optimizer.defaults.keys() - optimizer.param_groups[0].keys()):
+            raise ConfigError(
+                f"the checkpoint is of another optimizer: {type(optimizer).__name__} needs {', '.join(missing)}, which it"
+                " does not hold; restore model.optimizer, or start a new run"
+            )
+        self._step_loss = torch.zeros((), device=self.device)
         if rng := getattr(self, "_rng", None):
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and torch.cuda.is_available():

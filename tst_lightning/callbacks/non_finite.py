@@ -1,6 +1,6 @@
-"""Stops a run whose loss is no longer a number, before a checkpoint of it is written."""
+"""Stops a run whose loss or weights are no longer numbers, before a checkpoint of it is written."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -47,16 +47,26 @@ class NonFiniteGuard(Callback):
         self._look(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Looks, so that no broken model is written."""
+        """Looks, at the weights too, so that no broken model is written.
+
+        Raises:
+            RunError: loss or weights are not finite; names step and phase.
+        """
         self._look(trainer, pl_module)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
+            self._stop(trainer, pl_module, "weights", max(0, trainer.global_step - 1))
 
     def _look(self, trainer: Trainer, pl_module: Any) -> None:
         step = self._NEVER if self._first_bad is None else int(self._first_bad)
         if step < self._NEVER:
             self._first_bad = None
-            last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-            raise RunError(
-                f"the loss was not finite at step {step}, phase '{pl_module.schedule.at(step).name}'; {kept}. Lower the"
-                " learning rate, lengthen the warmup or clip gradients (trainer.gradient_clip_val)"
-            )
+            self._stop(trainer, pl_module, "loss", step)
+
+    def _stop(self, trainer: Trainer, pl_module: Any, what: str, step: int) -> NoReturn:
+        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+        raise RunError(
+            f"the {what} {'was' if what == 'loss' else 'were'} not finite at step {step}, phase"
+            f" '{pl_module.schedule.at(step).name}'; {kept}. Lower the learning rate, lengthen the warmup or clip gradients"
+            " (trainer.gradient_clip_val)"
+        )

@@ -20,6 +20,7 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int | None = None) -> None:
         super().__init__(refresh_rate=refresh_rate or 10, leave=True)
+        self._loss: float | None = None
         self._phase = ""
         self._phase_tokens = 0
         self._phase_start = 0.0
@@ -58,18 +59,17 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        """Counts the tokens of the phase."""
+        """Counts the tokens of the phase; reads the loss only where the bar is redrawn."""
         self._phase_tokens += batch["tokens"].numel()
+        if self._should_update(batch_idx + 1, self.train_progress_bar.total):
+            self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """Training loss of the phase, validation loss, tokens a second of this phase."""
-        logged = trainer.progress_bar_metrics
-        shown: dict[str, Any] = {}
-        name = f"train/{pl_module.schedule.at(max(0, trainer.global_step - 1)).name}/loss"
-        for label, key in (("loss", name), ("val", "val/loss")):
-            if key in logged:
-                shown[label] = f"{logged[key]:.3f}"
+        shown = {} if self._loss is None else {"loss": f"{self._loss:.3f}"}
+        if (val := trainer.progress_bar_metrics.get("val/loss")) is not None:
+            shown["val"] = f"{val:.3f}"
         if self._phase_tokens:
             rate = self._phase_tokens * trainer.world_size / (time.perf_counter() - self._phase_start)
             shown["tokens/s"] = f"{rate:,.0f}"

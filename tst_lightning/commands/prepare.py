@@ -1,5 +1,6 @@
 """`tst prepare`: text -> tokenised shards and a manifest."""
 
+import shlex
 import time
 from typing import Any
 
@@ -62,5 +63,5 @@ def _summary(manifest: Manifest, out: str) -> list[str]:
             f"remainder  blocks of {block:,} tokens (bags of {bag_size}, {positions:,} positions) leave out {left}"
         )
     lines.append(f"size       {size / 1e6:,.2f} MB")
-    lines.append(f"next       tst fit --config CONFIG.yaml with '{out}' as its shards")
+    lines.append(f"next       tst fit --config configs/quickstart/tst.yaml --data.shards {shlex.quote(out)}")
     return lines

@@ -144,10 +144,15 @@ def load_tokenizer(name: str) -> ShardTokenizer:
     return _describe(name, backend, end, loaded)
 
 
+def canonical_sha256(text: str) -> str:
+    """Hash of a tokenizer's JSON, whatever its layout: that of ``tokenizer.json`` stands in the manifest."""
+    content = json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _describe(name: str, backend: Tokenizer, end: int, pretrained: Any = None) -> ShardTokenizer:
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    content = json.dumps(json.loads(backend.to_str()), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    sha256 = canonical_sha256(backend.to_str())
     return ShardTokenizer(name, backend, vocab_size, end, sha256, pretrained)
 
 

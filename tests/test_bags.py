@@ -1,0 +1,85 @@
+"""Bags spelled out in integers, and the mean embedding against the paper's own loop."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tst_lightning.bags import BAG_WEIGHTINGS, bag_weights, fold, inputs_and_targets, mean_embedding
+
+
+def test_fold_spelled_out() -> None:
+    tokens = torch.tensor([[0, 1, 2, 3, 4, 5], [10, 11, 12, 13, 14, 15]])
+    assert fold(tokens, 2).tolist() == [[[0, 1], [2, 3], [4, 5]], [[10, 11], [12, 13], [14, 15]]]
+
+
+def test_inputs_and_targets_spelled_out() -> None:
+    # s = 3, L = 2: a row of 9 tokens; the last bag is only a target, the first only an input.
+    inputs, targets = inputs_and_targets(torch.arange(9)[None], 3)
+    assert inputs.tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    assert targets.tolist() == [[[3, 4, 5], [6, 7, 8]]]
+
+
+def test_bag_size_one_is_the_ordinary_shift() -> None:
+    inputs, targets = inputs_and_targets(torch.arange(5)[None], 1)
+    assert inputs.flatten().tolist() == [0, 1, 2, 3]
+    assert targets.flatten().tolist() == [1, 2, 3, 4]
+
+
+def test_ragged_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="7 tokens is not a whole number of bags of 2"):
+        fold(torch.zeros(1, 7), 2)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 8))
+def test_no_target_was_seen_and_none_is_skipped(rows: int, positions: int, bag_size: int) -> None:
+    length = bag_size * (positions + 1)
+    tokens = torch.arange(rows * length).view(rows, length)
+    inputs, targets = inputs_and_targets(tokens, bag_size)
+    assert inputs.shape == targets.shape == (rows, positions, bag_size)
+    for position in range(positions):
+        seen = inputs[:, : position + 1].flatten(1)
+        # The target bag is exactly the s tokens after everything that was seen.
+        assert torch.equal(targets[:, position], seen[:, -1:] + torch.arange(1, bag_size + 1))
+
+
+@pytest.mark.parametrize("weighting", BAG_WEIGHTINGS)
+@pytest.mark.parametrize("bag_size", [1, 2, 7, 16])
+def test_weights_sum_to_one_and_never_rise(weighting: str, bag_size: int) -> None:
+    weights = bag_weights(weighting, bag_size)
+    assert weights.sum().item() == pytest.approx(1.0, abs=1e-12)
+    assert (weights.diff() <= 0).all()
+
+
+def test_weights_by_hand() -> None:
+    assert bag_weights("uniform", 4).tolist() == [0.25] * 4
+    assert bag_weights("first", 3).tolist() == [1.0, 0.0, 0.0]
+    assert bag_weights("power_law", 3).tolist() == pytest.approx([6 / 11, 3 / 11, 2 / 11])
+    assert (bag_weights("exponential", 2)[0] / bag_weights("exponential", 2)[1]).item() == pytest.approx(2.718281828)
+    # Paper's constants: 3.63 + 1.35 at i = 1, 3.63 + 1.35 * 2 ** -1.25 at i = 2.
+    fitted = bag_weights("fitted_power_law", 2)
+    assert (fitted[0] / fitted[1]).item() == pytest.approx(4.98 / (3.63 + 1.35 * 2**-1.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_mean_embedding_equals_a_loop_of_gathers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, 8, dtype=dtype, requires_grad=True)
+    bags = torch.randint(0, 50, (3, 5, 4))
+    bags[0, 0] = 7  # a token four times in one bag
+    mean = mean_embedding(bags, weight)
+    loop = sum(weight[bags[..., i]] for i in range(4)) / 4
+    torch.testing.assert_close(mean, loop)
+    upstream = torch.randn_like(mean)
+    (gradient,) = torch.autograd.grad(mean, weight, upstream, retain_graph=True)
+    (expected,) = torch.autograd.grad(loop, weight, upstream)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_mean_embedding_accumulates_bfloat16_in_float32() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(50, 64).bfloat16()
+    bags = torch.randint(0, 50, (1, 40, 64))
+    exact = weight.double()[bags].mean(2)
+    error = (mean_embedding(bags, weight).double() - exact).norm() / exact.norm()
+    assert error < 3e-3  # one rounding to 8 bits of mantissa; a bfloat16 accumulation over 64 is ten times worse

@@ -1,0 +1,158 @@
+"""One short run of each arm through the real command, and everything that it leaves behind."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tests.conftest import SEQ_LEN, tiny_config
+from tst_lightning.__main__ import main
+from tst_lightning.flops import closed_form_flops_per_row
+
+ROWS = 4
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str, Path]:
+    """A TST run of 20 steps (r = 0.5, s = 4) and its baseline."""
+    root = tmp_path_factory.mktemp("runs")
+    phases = {"next_token": {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}}
+    for name, changes in (("tst", {}), ("baseline", {"model__phases": phases})):
+        path = root / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(root / name, shards, **changes), sort_keys=False))
+        assert main(["fit", "--config", str(path)]) == 0
+    return {name: root / name for name in ("tst", "baseline")}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "csv" / "version_0" / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_flops_tokens_and_positions_by_hand(folders: dict[str, Path]) -> None:
+    shape = yaml.safe_load((folders["tst"] / "config.yaml").read_text())["model"]["config"]["init_args"]
+    per_step = ROWS * closed_form_flops_per_row(LlamaConfig(**shape), SEQ_LEN)
+    for name, tokens in (("baseline", STEPS * ROWS * SEQ_LEN), ("tst", STEPS * ROWS * SEQ_LEN * (1 + 0.5 * 3))):
+        last = [row for row in rows(folders[name]) if row.get("compute/flops")][-1]
+        assert float(last["compute/flops"]) == STEPS * per_step
+        assert float(last["compute/tokens"]) == tokens
+        assert float(last["compute/positions"]) == STEPS * ROWS * SEQ_LEN
+        assert float(last["compute/step"]) == STEPS
+        assert float(last["compute/seconds"]) > 0
+
+
+def test_training_loss_is_logged_under_the_phase_of_its_step(folders: dict[str, Path]) -> None:
+    for phase, steps in (("superposition", range(0, 10)), ("recovery", range(10, 20))):
+        logged = [int(row["step"]) for row in rows(folders["tst"]) if row.get(f"train/{phase}/loss")]
+        assert logged == list(steps)
+
+
+def test_validation_is_next_token_loss_of_the_weights_in_every_phase(folders: dict[str, Path], shards: Path) -> None:
+    """The last validation, redone with transformers alone from the checkpoint and the tokens on disk."""
+    checkpoint = torch.load(folders["tst"] / "checkpoints" / "last.ckpt", weights_only=True)
+    shape = yaml.safe_load((folders["tst"] / "config.yaml").read_text())["model"]["config"]["init_args"]
+    plain = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
+    plain.load_state_dict({key.removeprefix("model.lm."): value for key, value in checkpoint["state_dict"].items()})
+    info = json.loads((shards / "val" / "index.json").read_text())["chunks"][0]
+    raw = (shards / "val" / info["filename"]).read_bytes()[4 * (info["chunk_size"] + 2) :]
+    tokens = torch.frombuffer(bytearray(raw), dtype=torch.uint16).long()
+    batch = tokens[: 64 * (SEQ_LEN + 1)].view(64, SEQ_LEN + 1)  # limit_val_batches 2 x val_batch_size 32
+    with torch.no_grad():
+        loss = plain.eval()(input_ids=batch, labels=batch).loss.item()
+    last = [row for row in rows(folders["tst"]) if row.get("val/loss")][-1]
+    assert float(last["val/loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(last["val/perplexity"]) == pytest.approx(math.exp(loss), rel=1e-4)
+    val = json.loads((shards / "manifest.json").read_text())["val"]
+    per_byte = loss / math.log(2) * val["tokens"] / val["bytes"]
+    assert float(last["val/bits_per_byte"]) == pytest.approx(per_byte, rel=1e-4)
+
+
+def test_tensorboard_holds_everything(folders: dict[str, Path]) -> None:
+    tags = set(events(folders["tst"]).Tags()["scalars"])
+    assert tags >= {
+        *("train/superposition/loss", "train/recovery/loss", "train/grad_norm"),
+        *("val/loss", "val/perplexity", "val/bits_per_byte", "val_by_gflop/loss"),
+        *("lr-AdamW/decay", "lr-AdamW/no_decay", "phase/index", "phase/bag_size"),
+        *("compute/flops", "compute/tokens", "compute/positions", "compute/seconds"),
+        *("throughput/positions_per_second", "throughput/tokens_per_second", "memory/process_peak_bytes"),
+    }
+    assert "throughput/mfu" not in tags  # the peak of this processor is not known
+    plugins = events(folders["tst"]).summary_metadata
+    assert any(data.plugin_data.plugin_name == "hparams" for data in plugins.values())
+
+
+def test_runs_line_up_on_the_compute_axis(folders: dict[str, Path]) -> None:
+    steps = {name: [e.step for e in events(folder).Scalars("val_by_gflop/loss")] for name, folder in folders.items()}
+    assert len(steps["tst"]) == 4 and steps["tst"] == steps["baseline"]
+
+
+def test_checkpoints_last_best_and_at_the_switch(folders: dict[str, Path]) -> None:
+    found = sorted(path.name for path in (folders["tst"] / "checkpoints").iterdir())
+    assert found[1:] == ["last.ckpt", "switch-recovery-step=10.ckpt"] and found[0].startswith("best-step=")
+    shapes = []
+    for name in found:
+        checkpoint = torch.load(folders["tst"] / "checkpoints" / name, weights_only=True)
+        shapes.append({key: value.shape for key, value in checkpoint["state_dict"].items()})
+    # The same parameters before, at and after the switch, and as in a model that never heard of phases.
+    shape = yaml.safe_load((folders["tst"] / "config.yaml").read_text())["model"]["config"]["init_args"]
+    plain = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).state_dict()
+    assert shapes == [{f"model.lm.{key}": value.shape for key, value in plain.items()}] * 3
+    switch = torch.load(folders["tst"] / "checkpoints" / "switch-recovery-step=10.ckpt", weights_only=True)
+    assert switch["global_step"] == 10
+    assert all(state["step"] == 10 for state in switch["optimizer_states"][0]["state"].values())
+
+
+def test_optimizer_state_and_schedule_carry_on_across_the_switch(folders: dict[str, Path]) -> None:
+    last = torch.load(folders["tst"] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(state["step"] == STEPS for state in last["optimizer_states"][0]["state"].values())
+    rates = [float(row["lr-AdamW/decay"]) for row in rows(folders["tst"]) if row.get("lr-AdamW/decay")]
+    baseline = [float(row["lr-AdamW/decay"]) for row in rows(folders["baseline"]) if row.get("lr-AdamW/decay")]
+    assert len(rates) == STEPS and rates == baseline
+
+
+def test_both_arms_start_from_the_same_weights_and_read_the_same_blocks(folders: dict[str, Path]) -> None:
+    records = {name: json.loads((folder / "run.json").read_text()) for name, folder in folders.items()}
+    assert records["tst"]["model"] == records["baseline"]["model"]
+    assert records["tst"]["flops"] == records["baseline"]["flops"]
+    assert records["tst"]["status"] == records["baseline"]["status"] == "finished"
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_switch_happens_at_its_step(fit: Any, tmp_path: Path, accumulate: int) -> None:
+    """7 steps at r = 0.5: floor(3.5) = 3 in superposition, whatever the accumulation."""
+    code, said = fit(
+        "run",
+        trainer__max_steps=7,
+        trainer__accumulate_grad_batches=accumulate,
+        trainer__val_check_interval=7 * accumulate,
+    )
+    assert code == 0, said
+    logged = rows(tmp_path / "run")
+    phases = {
+        phase: [int(row["step"]) for row in logged if row.get(f"train/{phase}/loss")]
+        for phase in ("superposition", "recovery")
+    }
+    assert phases == {"superposition": [0, 1, 2], "recovery": [3, 4, 5, 6]}
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [phase["steps"] for phase in record["phases"]] == [3, 4]
+    last = [row for row in logged if row.get("compute/tokens")][-1]
+    assert float(last["compute/tokens"]) == (3 * 4 + 4) * accumulate * ROWS * SEQ_LEN
+
+
+def test_a_run_that_reads_its_data_twice_says_so(fit: Any) -> None:
+    code, said = fit("run", trainer__max_steps=2000, trainer__limit_train_batches=1, trainer__val_check_interval=1)
+    assert "passes" in said and "note      the data is read more than once" in said
