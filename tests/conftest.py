@@ -19,7 +19,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of three standard-library modules: about 60k tokens under a 320-entry vocabulary."""
     folder = tmp_path_factory.mktemp("shards") / "small"
     stdlib = Path(sysconfig.get_path("stdlib"))
-    names = ["argparse", "ast", "bdb", "calendar", "cgi", "codecs", "copy", "csv", "dis", "enum", "glob", "heapq", "json"]
+    names = [
+        "argparse",
+        "ast",
+        "bdb",
+        "calendar",
+        "cgi",
+        "codecs",
+        "copy",
+        "csv",
+        "dis",
+        "enum",
+        "glob",
+        "heapq",
+        "json",
+    ]
     sources = [str(path) for name in names if (path := stdlib / f"{name}.py").exists()]
     assert main(["prepare", *sources, "--out", str(folder), "--vocab_size", "320", "--val_share", "0.2"]) == 0
     return folder
@@ -45,6 +59,7 @@ def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:
         "max_position_embeddings": SEQ_LEN,
     }
     config["model"]["phases"]["superposition"]["init_args"] |= {"bag_size": 4, "share": 0.5}
+    config["model"]["optimizer"]["init_args"]["lr"] = 3.0e-3
     config["model"]["lr_schedule"]["warmup_steps"] = 2
     config["data"] |= {"shards": str(shards), "seq_len": SEQ_LEN, "batch_size": 4, "block_rows": 4, "pool_blocks": 8}
     config["trainer"] |= {

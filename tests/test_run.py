@@ -48,7 +48,7 @@ def test_flops_tokens_and_positions_by_hand(folders: dict[str, Path]) -> None:
     per_step = ROWS * closed_form_flops_per_row(LlamaConfig(**shape), SEQ_LEN)
     for name, tokens in (("baseline", STEPS * ROWS * SEQ_LEN), ("tst", STEPS * ROWS * SEQ_LEN * (1 + 0.5 * 3))):
         last = [row for row in rows(folders[name]) if row.get("compute/flops")][-1]
-        assert float(last["compute/flops"]) == STEPS * per_step
+        assert float(last["compute/flops"]) == pytest.approx(STEPS * per_step, rel=1e-3)
         assert float(last["compute/tokens"]) == tokens
         assert float(last["compute/positions"]) == STEPS * ROWS * SEQ_LEN
         assert float(last["compute/step"]) == STEPS

@@ -1,5 +1,6 @@
 """The console script ``tst``: hands the first argument's command the rest, and prints user errors as one line."""
 
+import errno
 import importlib
 import sys
 
@@ -52,10 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # The file system's own refusals (disk full, permission, missing file) name the file and the reason.
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free some space and go on with the same command" if full else ""
+        print(f"error: {error.strerror or error}{where}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print("error: interrupted; give the same command again", file=sys.stderr)
         return 130
     return 0
 

@@ -35,7 +35,8 @@ def test_by_hand() -> None:
     products = 3 * projections + 512 * 64
     attention = 3 * 2 * (32 * 64)  # scores and values: two products of L x d multiply-adds a position and layer
     expected = 3 * 2 * 32 * (products + attention)
-    assert count_flops_per_row(CONFIGS[0], NextTokenPhase(), 32) == expected
+    # Some versions of transformers build the rotary angles by an outer product, which is counted: 1 in 70,000 here.
+    assert count_flops_per_row(CONFIGS[0], NextTokenPhase(), 32) == pytest.approx(expected, rel=1e-4)
 
 
 def test_phases_cost_the_same() -> None:

@@ -34,9 +34,7 @@ class PhaseProgressBar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         """No bar of its own: validations are short and the run's bar goes on."""
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+        return Tqdm(disable=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Opens the bar."""

@@ -1,5 +1,6 @@
 """The facts of a run: printed at its start, kept in ``run.json`` for the referee, shown in TensorBoard's HPARAMS tab."""
 
+import contextlib
 import json
 import os
 import platform
@@ -60,7 +61,8 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Marks the run stopped, whatever stopped it."""
         if self._record:
-            self._write(trainer, "stopped")
+            with contextlib.suppress(OSError):  # on a full disk the record stays; what stopped the run is what to tell
+                self._write(trainer, "stopped")
 
     # -- facts --------------------------------------------------------------------------------------------------
 

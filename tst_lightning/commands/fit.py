@@ -2,27 +2,66 @@
 
 import json
 import logging
+import signal
+import threading
+import traceback
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
-from jsonargparse import set_parsing_settings
+from huggingface_hub.errors import StrictDataclassError
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
 
+import tst_lightning
+from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.parser import one_line
 from tst_lightning.data import TokenDataModule
-from tst_lightning.errors import ConfigError
+from tst_lightning.errors import ConfigError, RunError, Stopped
 from tst_lightning.module import SuperpositionModule
+
+DESCRIPTIONS = {
+    "fit": "Trains a model through its phases.",
+    "validate": "Scores a checkpoint on the validation split.",
+    "test": "Scores a checkpoint under the test/ tags.",
+}
 
 
 class _Parser(LightningArgumentParser):
     """Lightning's parser, with errors of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # it parses one object's arguments: the outer parser says where that stands
+            super().error(message, ex)
         raise ConfigError(f"{one_line(message)} (see `{self.prog} --help`)") from ex
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """As YAML in which the run's folder stands once, so that another --run_dir moves all of the run."""
+        text = super().dump(namespace, *args, **kwargs)
+        if not self.exit_on_error or not namespace.get("run_dir"):
+            return text
+        config = _unresolved(yaml.safe_load(text), namespace.run_dir) | {"run_dir": namespace.run_dir}
+        return yaml.safe_dump(config, sort_keys=False)
+
+
+def _unresolved(value: Any, run_dir: str) -> Any:
+    """Puts ``${run_dir}`` back where its value begins a string."""
+    if isinstance(value, dict):
+        return {key: _unresolved(inner, run_dir) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unresolved(inner, run_dir) for inner in value]
+    if isinstance(value, str) and (value == run_dir or value.startswith(f"{run_dir}/")):
+        return "${run_dir}" + value.removeprefix(run_dir)
+    return value
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -32,24 +71,46 @@ class _SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             path = Path(self.config.run_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            config.ckpt_path = None  # the file describes the run, not one of its starts
+            self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
 class TSTCommandLine(LightningCLI):
-    """Adds the run's folder, and refuses to overwrite a run by accident."""
+    """Module, data module and trainer from one configuration; refuses to overwrite a run by accident.
+
+    The three commands share all options, so that the configuration saved by one serves the others.
+    """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--run_dir``, which the YAML's paths refer to as ``${run_dir}``."""
-        parser.add_argument("--run_dir", type=str, required=True, help="folder of the run; its last part is its name")
+        """Adds ``--run_dir``, which the YAML's paths refer to as ``${run_dir}``, and ``--ckpt_path``."""
+        parser.add_argument("--run_dir", type=str, default="", help="folder of the run; its last part is its name")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from, or to score; `last` is the run's own, where fit begins if there is none",
+        )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Those of Lightning's commands that make sense here, and their arguments that the configuration gives."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
-            "test": {"model", "dataloaders", "datamodule", "weights_only"},
-        }
+    def before_instantiate_classes(self) -> None:
+        """Checks what the classes themselves can't say clearly.
+
+        Raises:
+            ConfigError: no folder for the run, no number of steps, or a final model that would not be validated.
+        """
+        if not self.config.run_dir:
+            raise ConfigError("run_dir is not given; name the run's folder, such as --run_dir runs/first")
+        trainer = self.config.trainer
+        if trainer.max_steps is None or trainer.max_steps < 1:
+            raise ConfigError(
+                f"trainer.max_steps is {'null' if trainer.max_steps is None else trainer.max_steps}; phases are shares of"
+                " a fixed number of steps: name it, such as --trainer.max_steps 1000"
+            )
+        every, batches = trainer.val_check_interval, trainer.max_steps * (trainer.accumulate_grad_batches or 1)
+        if isinstance(every, int) and (every < 1 or batches % every) and trainer.limit_val_batches != 0:
+            raise ConfigError(
+                f"trainer.val_check_interval is {every}, which does not divide the run's {batches:,} batches (max_steps x"
+                " accumulate_grad_batches): the final model would not be validated; choose a divisor"
+            )
 
     def instantiate_classes(self) -> None:
         """Builds module, data module and trainer.
@@ -59,48 +120,110 @@ class TSTCommandLine(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, StrictDataclassError, MisconfigurationException) as error:
+            if _raised_here(error):
+                raise
             raise ConfigError(one_line(str(error))) from error
 
-    def fit(self, **arguments: Any) -> None:
+    def after_instantiate_classes(self) -> None:
+        """Has checkpoints written whole or not at all, where the strategy leaves that to a plugin's default."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    def fit(self) -> None:
         """Trains; a finished run is left as it is, an unfinished one goes on only if asked to.
 
         Raises:
             ConfigError: the folder holds a run and ``--ckpt_path`` does not say to go on with it.
         """
-        run_dir = Path(self.config.fit.run_dir)
-        record = run_dir / "run.json"
-        status = json.loads(record.read_text()) if record.exists() else None
-        if status and arguments["ckpt_path"] is None:
-            raise ConfigError(
-                f"'{run_dir}' already holds a run ({status['status']} at step {status['step']} of {status['max_steps']});"
-                " go on with --ckpt_path last, or name another --run_dir"
-            )
-        if status and status["status"] == "finished" and status["step"] >= self.trainer.max_steps:
-            print(f"reusing   the finished run in {run_dir} ({status['step']:,} steps)")
-            return
-        self._call(self.trainer.fit, arguments)
-        print(f"finished  {run_dir}: {self.trainer.global_step:,} steps, validation loss {self._loss():.4f}")
+        run_dir = Path(self.config.run_dir)
+        path = run_dir / "run.json"
+        if path.exists():
+            try:
+                record = json.loads(path.read_bytes())
+                status, step, steps = record["status"], record["step"], record["max_steps"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(f"'{path}' is damaged ({error!r}); remove it, or name another --run_dir") from error
+            if self.config.ckpt_path is None:
+                raise ConfigError(
+                    f"'{run_dir}' already holds a run ({status} at step {step} of {steps}); go on with --ckpt_path last,"
+                    " or name another --run_dir"
+                )
+            if status == "finished" and step >= self.trainer.max_steps:
+                print(f"reusing   the finished run in {run_dir} ({step:,} steps)")
+                return
+        self._call(self.trainer.fit, self._checkpoint())
+        loss = self.trainer.callback_metrics.get("val/loss")
+        scored = "" if loss is None else f", validation loss {loss:.4f}"
+        print(f"finished  {run_dir}: {self.trainer.global_step:,} steps{scored}")
 
-    def validate(self, **arguments: Any) -> None:
-        """Scores a checkpoint on the validation split."""
-        self._call(self.trainer.validate, arguments)
+    def validate(self) -> None:
+        """Scores a checkpoint, the run's last one unless told, on the validation split."""
+        self._call(self.trainer.validate, self._checkpoint_to_score())
 
-    def test(self, **arguments: Any) -> None:
-        """Scores a checkpoint under the ``test/`` tags."""
-        self._call(self.trainer.test, arguments)
+    def test(self) -> None:
+        """As :meth:`validate`, under the ``test/`` tags."""
+        self._call(self.trainer.test, self._checkpoint_to_score())
 
-    def _loss(self) -> float:
-        return float(self.trainer.callback_metrics.get("val/loss", float("nan")))
+    def _checkpoint(self) -> Path | None:
+        """The checkpoint that ``--ckpt_path`` names, looked into; None if it names the last one of a new run."""
+        if self.config.ckpt_path is None:
+            return None
+        path = Path(self.config.ckpt_path)
+        if self.config.ckpt_path == "last":
+            path = Path(self.config.run_dir) / "checkpoints" / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
+            if not path.exists():
+                return None
+        if not path.exists():
+            raise ConfigError(f"there is no checkpoint at '{path}' (--ckpt_path); name a file, or `last`")
+        if path.is_file():  # a sharded one is a folder
+            _check_checkpoint(path)
+        return path
 
-    def _call(self, method: Any, arguments: dict[str, Any]) -> None:
-        path = arguments["ckpt_path"]
-        if path not in (None, "last", "best") and not Path(path).exists():
-            raise ConfigError(f"there is no checkpoint at '{path}'")
+    def _checkpoint_to_score(self) -> Path:
+        self.config.ckpt_path = self.config.ckpt_path or "last"
+        path = self._checkpoint()
+        if path is None:
+            raise ConfigError(f"there is no last checkpoint in '{self.config.run_dir}'; name one with --ckpt_path")
+        return path
+
+    def _call(self, method: Callable[..., Any], checkpoint: Path | None) -> None:
         try:
-            method(**arguments, weights_only=True)
+            method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise ConfigError(one_line(str(error))) from error
+        except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
+            number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+            raise Stopped(
+                f"stopped by {number.name} outside of training, nothing was saved; give the same command again", number
+            ) from error
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Opens a checkpoint without reading its tensors.
+
+    Raises:
+        RunError: it can't be read, or was not written by this program.
+        OSError: the file system refuses.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's own kinds: RuntimeError, UnpicklingError, EOFError, KeyError
+        whole = zipfile.is_zipfile(path)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0] if whole else "cut off, or of another format"
+        raise RunError(f"checkpoint '{path}' can't be read ({reason}); name another --ckpt_path") from error
+    if not isinstance(content, dict) or not {"state_dict", "global_step", "loops"} <= content.keys():
+        raise RunError(
+            f"'{path}' is no checkpoint of `tst fit` (no state_dict and loops in it); name another --ckpt_path"
+        )
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an exception was raised by a line of this package, and so tells of a defect, not of a refused value."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(frame.filename).is_relative_to(Path(tst_lightning.__file__).parent)
 
 
 def _quieten() -> None:
@@ -114,8 +237,16 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The dirpath has changed.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    threading.excepthook = _background_error
+
+
+def _background_error(details: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer hands what the file system refused on to the next call, which reports it.
+    if not isinstance(details.exc_value, OSError):
+        threading.__excepthook__(details)
 
 
 def main(name: str, arguments: list[str]) -> None:
@@ -129,23 +260,27 @@ def main(name: str, arguments: list[str]) -> None:
         ConfigError: bad options or values.
         RunError: something failed on the way.
     """
-    # So that ${run_dir} means the root of the YAML it stands in, under whichever command.
+    # So that ${run_dir} means the root of the YAML.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _quieten()
-    settings = {"parser_mode": "omegaconf+", "allow_abbrev": False}
     try:
-        TSTCommandLine(
+        command_line = TSTCommandLine(
             SuperpositionModule,
             TokenDataModule,
             save_config_callback=_SaveConfig,
             parser_class=_Parser,
-            parser_kwargs={command: dict(settings) for command in TSTCommandLine.subcommands()}
-            | settings
-            | {"prog": "tst"},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "allow_abbrev": False,
+                "prog": f"tst {name}",
+                "description": DESCRIPTIONS[name],
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=1,
-            args=[name, *arguments],
+            args=arguments,
+            run=False,
         )
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(one_line(str(error))) from error
+    getattr(command_line, name)()

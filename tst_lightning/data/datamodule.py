@@ -1,5 +1,6 @@
 """The LightningDataModule: which shards, how many rows, and the run's need of tokens against what there is."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tst_lightning.data.rows import RowPlan, blocks_needed
 from tst_lightning.data.stream import RowStream
 from tst_lightning.errors import ConfigError
 from tst_lightning.phases import PhaseSchedule
-from tst_lightning.shards.manifest import Manifest
+from tst_lightning.shards.manifest import SPLITS, Manifest
+from tst_lightning.shards.tokenizer import canonical_sha256
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class TokenDataModule(LightningDataModule):
         seed: of the order of blocks and rows.
 
     Raises:
-        ConfigError: shards missing, unfinished or too small for one block; sizes below 1.
+        ConfigError: shards missing, unfinished, damaged or too small for one block; sizes below 1.
     """
 
     def __init__(
@@ -84,12 +86,32 @@ class TokenDataModule(LightningDataModule):
         self.pool_blocks = pool_blocks
         self.num_workers = num_workers
         self.seed = seed
+        self._check_files()
         self._check_size()
 
     @property
     def block_tokens(self) -> int:
         """Tokens a block: block_rows next-token rows of L + 1."""
         return self.block_rows * (self.seq_len + 1)
+
+    def _check_files(self) -> None:
+        """What the manifest's own check of names and sizes leaves open: the small files' content."""
+        path = self.folder / "tokenizer.json"
+        try:
+            found = canonical_sha256(path.read_text(encoding="utf-8"))
+            if found != self.manifest.tokenizer_sha256:
+                raise ConfigError(
+                    f"'{path}' is not the tokenizer that the shards were made with (sha256 {found[:12]}...,"
+                    f" {self.manifest.tokenizer_sha256[:12]}... in the manifest): restore it, or prepare the shards again"
+                )
+            for split in SPLITS:
+                path = self.folder / split / "index.json"
+                listed = [(chunk["filename"], chunk["dim"]) for chunk in json.loads(path.read_bytes())["chunks"]]
+                chunks = getattr(self.manifest, split).chunks
+                if listed != [(chunk["filename"], chunk["tokens"]) for chunk in chunks]:
+                    raise ValueError("it does not list the manifest's chunks")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"'{path}' is damaged ({error}): restore it, or prepare the shards again") from error
 
     def _check_size(self) -> None:
         if not self._whole_blocks():

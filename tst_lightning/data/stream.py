@@ -11,8 +11,8 @@ from tst_lightning.errors import ConfigError, RunError
 class RowStream:
     """An iterable with a length and a state, which Lightning saves and restores with the run.
 
-    The state is the number of batches handed out and the reader's position before the pool of the next one. That is the same
-    on every rank, and re-reading a pool gives the same rows.
+    The state is the number of batches handed out and the reader's position before the pool of the next one. That is
+    the same on every rank, and re-reading a pool gives the same rows.
 
     Args:
         reader: where blocks come from.

@@ -97,10 +97,18 @@ def build_causal_lm(config: PreTrainedConfig) -> CausalLM:
             f"{config.router_aux_loss_coef}), which this version does not add: training would silently go without."
             " Choose a dense architecture, or set router_aux_loss_coef: 0 to train without balancing"
         )
+    heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if heads and kv_heads and heads % kv_heads:
+        raise ConfigError(
+            f"{type(config).__name__} has num_key_value_heads={kv_heads}, which does not divide num_attention_heads="
+            f"{heads}; choose a divisor"
+        )
     try:
         lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config), dtype=torch.float32)
     except ValueError as error:
-        raise ConfigError(f"no causal language model can be built from {type(config).__name__}: {error}") from error
+        raise ConfigError(
+            f"no causal language model can be built from {type(config).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ConfigError(f"{type(lm).__name__} has a bias on its LM head, which the losses do not reproduce")
     return CausalLM(lm.train())

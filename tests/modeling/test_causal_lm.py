@@ -1,0 +1,55 @@
+import pytest
+import torch
+from transformers import Gemma2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+
+from tst_lightning.errors import ConfigError
+from tst_lightning.modeling import build_causal_lm
+from tst_lightning.modeling.attention import NAME, attention_for
+from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
+
+SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("make", [LlamaConfig, Qwen3Config])
+def test_mask_free_attention_equals_eager(make: type[PreTrainedConfig], kv_heads: int) -> None:
+    torch.manual_seed(0)
+    model = build_causal_lm(make(**SHAPE, num_key_value_heads=kv_heads)).double()
+    assert model.lm.config._attn_implementation == NAME
+    tokens = torch.randint(0, 64, (2, 18))
+    for phase in (NextTokenPhase(), SuperpositionPhase(2)):
+        model.lm.set_attn_implementation(NAME)
+        ours = model(tokens, phase).total
+        gradient = torch.autograd.grad(ours, model.head)
+        model.lm.set_attn_implementation("eager")
+        eager = model(tokens, phase).total
+        torch.testing.assert_close(ours, eager, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradient, torch.autograd.grad(eager, model.head), rtol=1e-5, atol=1e-6)
+
+
+def test_windows_keep_their_masks() -> None:
+    assert attention_for(LlamaConfig(**SHAPE)) == NAME
+    assert attention_for(MistralConfig(**SHAPE, sliding_window=8)) == "sdpa"
+    assert attention_for(Gemma2Config(**SHAPE)) == "sdpa"
+
+
+def test_exported_config_names_no_attention_of_ours() -> None:
+    model = build_causal_lm(LlamaConfig(**SHAPE))
+    assert NAME not in model.lm.config.to_json_string()
+
+
+def test_tied_head_is_the_embedding() -> None:
+    model = build_causal_lm(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    assert model.head is model.lm.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Gemma2Config(**SHAPE), "final_logit_softcapping=30.0"),
+        (Qwen3MoeConfig(**SHAPE), "router_aux_loss_coef=0.001"),
+    ],
+)
+def test_what_would_train_another_model_is_refused(config: PreTrainedConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_causal_lm(config)

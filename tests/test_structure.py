@@ -1,0 +1,74 @@
+"""The shape of the package: what may import what, and that no test file is forgotten by the runner."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "tst_lightning"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Third-party package -> the only places that may import it.
+KEPT_IN = {
+    "litdata": {"data", "shards"},
+    "transformers": {"modeling", "flops", "shards", "module.py"},
+    "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
+    "matplotlib": {"compare"},
+    "pyarrow": {"corpus"},
+    "tokenizers": {"shards"},
+}
+# The way of the data; a stop may import from stops before it, never from later ones.
+ORDER = [
+    *(
+        {"errors.py", "__init__.py", "checkpoint_io.py"},
+        {"corpus"},
+        {"shards"},
+        {"bags.py", "losses.py", "metrics.py", "optim.py"},
+    ),
+    *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"commands"}),
+    {"__main__.py"},
+]
+
+
+def place(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, those for the type checker alone left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    rank = {name: index for index, names in enumerate(ORDER) for name in names}
+    for module in imports(path):
+        if module.startswith("tst_lightning."):
+            part = module.split(".")[1]
+            target = part if part in rank else f"{part}.py"
+            assert rank[target] <= rank[place(path)], f"{place(path)} imports {module}"
+        library = module.split(".")[0]
+        assert place(path) in KEPT_IN.get(library, {place(path)}), f"{place(path)} imports {library}"
+
+
+def test_every_test_file_is_collected(request: pytest.FixtureRequest) -> None:
+    if request.config.option.keyword or request.config.option.markexpr or request.config.args != ["tests"]:
+        pytest.skip("only a selection of the tests was asked for")
+    collected = {Path(item.path) for item in request.session.items}
+    assert collected == set((ROOT / "tests").rglob("test_*.py"))
+    assert len(request.session.items) > 250
