@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
+from tests.conftest import ROOT, tiny_config
 from tst_lightning.compare.runs import read_runs
 
 
@@ -64,6 +68,24 @@ def test_resumed_run_is_bit_equal(fit: Any, tmp_path: Path, steps: tuple[int, ..
     assert_same_state(last(tmp_path / "whole"), last(tmp_path / "pieces"))
     whole, pieces = read_runs([str(tmp_path / "whole"), str(tmp_path / "pieces")])
     assert [(p.flops, p.loss) for p in whole.curve] == [(p.flops, p.loss) for p in pieces.curve]
+
+
+@pytest.mark.slow
+def test_killed_run_loses_nothing(fit: Any, tmp_path: Path, shards: Path) -> None:
+    """SIGKILL in superposition and in recovery, between validations: the checkpoint of the last one is gone on from."""
+    changes = {"trainer__val_check_interval": 4, "trainer__log_every_n_steps": 2}
+    assert fit("whole", **changes)[0] == 0
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path / "killed", shards, **changes), sort_keys=False))
+    for step in (7, 14):
+        command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), "--ckpt_path", "last"]
+        done = subprocess.run([*command, *signal_at(step, signal.SIGKILL)], cwd=ROOT, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert fit("killed", "--ckpt_path", "last", **changes)[0] == 0
+    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "killed"))
+    whole, killed = read_runs([str(tmp_path / "whole"), str(tmp_path / "killed")])
+    assert [(p.step, p.flops, p.loss) for p in whole.curve] == [(p.step, p.flops, p.loss) for p in killed.curve]
+    assert [p.step for p in whole.curve] == [4, 8, 12, 16, 20]
 
 
 def test_one_seed_repeats_bit_for_bit(fit: Any, tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ class FlopsMeter(Callback):
                 for key, value in trainer.callback_metrics.items():
                     if key.startswith("val/"):
                         logger.experiment.add_scalar(f"val_by_gflop/{key[4:]}", value, gflop)
+            # A killed run must not lose log rows that lie before the checkpoint it goes on from.
+            logger.save()
 
     def _log(self, trainer: Trainer, pl_module: Any, more: dict[str, float]) -> None:
         values = {f"compute/{key}": value for key, value in asdict(self.total).items()} | more
