@@ -16,7 +16,7 @@ SEQ_LEN = 16
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of three standard-library modules: about 60k tokens under a 320-entry vocabulary."""
+    """Shards of a dozen standard-library modules: about 300k tokens under a 320-entry vocabulary."""
     folder = tmp_path_factory.mktemp("shards") / "small"
     stdlib = Path(sysconfig.get_path("stdlib"))
     names = [
@@ -59,14 +59,19 @@ def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:
         "max_position_embeddings": SEQ_LEN,
     }
     config["model"]["phases"]["superposition"]["init_args"] |= {"bag_size": 4, "share": 0.5}
-    config["model"]["optimizer"]["init_args"]["lr"] = 3.0e-3
-    config["model"]["lr_schedule"]["warmup_steps"] = 2
+    # All of these are its own: the golden curves must not move when the quickstart is tuned.
+    config["model"]["optimizer"] = {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"lr": 3.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1, "fused": True},
+    }
+    config["model"]["lr_schedule"] = {"warmup_steps": 2, "decay_share": 0.2}
     config["data"] |= {"shards": str(shards), "seq_len": SEQ_LEN, "batch_size": 4, "block_rows": 4, "pool_blocks": 8}
     config["trainer"] |= {
         "max_steps": 20,
         "val_check_interval": 5,
         "limit_val_batches": 2,
         "log_every_n_steps": 1,
+        "gradient_clip_val": 1.0,
     }
     for key, value in changes.items():
         *path, last = key.split("__")

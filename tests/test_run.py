@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import SEQ_LEN, tiny_config
 from tst_lightning.__main__ import main
 from tst_lightning.flops import closed_form_flops_per_row
@@ -28,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str,
     for name, changes in (("tst", {}), ("baseline", {"model__phases": phases})):
         path = root / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tiny_config(root / name, shards, **changes), sort_keys=False))
-        assert main(["fit", "--config", str(path)]) == 0
+        assert main(["fit", "--config", str(path), *RECORD]) == 0
     return {name: root / name for name in ("tst", "baseline")}
 
 
@@ -124,11 +126,29 @@ def test_optimizer_state_and_schedule_carry_on_across_the_switch(folders: dict[s
     assert len(rates) == STEPS and rates == baseline
 
 
-def test_both_arms_start_from_the_same_weights_and_read_the_same_blocks(folders: dict[str, Path]) -> None:
-    records = {name: json.loads((folder / "run.json").read_text()) for name, folder in folders.items()}
-    assert records["tst"]["model"] == records["baseline"]["model"]
-    assert records["tst"]["flops"] == records["baseline"]["flops"]
-    assert records["tst"]["status"] == records["baseline"]["status"] == "finished"
+def test_both_arms_start_from_the_same_weights(folders: dict[str, Path], fit: Any, tmp_path: Path) -> None:
+    weights = {name: recorded(folder)["weights"] for name, folder in folders.items()}
+    assert weights["tst"] == weights["baseline"]
+    assert fit("other", "--seed_everything", "2", *RECORD)[0] == 0
+    assert recorded(tmp_path / "other")["weights"] != weights["tst"]
+    # The order of data is data.seed's alone.
+    assert recorded(tmp_path / "other")["batches"] == recorded(folders["tst"])["batches"]
+
+
+def test_both_arms_read_the_same_blocks(folders: dict[str, Path]) -> None:
+    """Rows are permuted within a pool of 8 blocks: the pools agree as bags of next-token rows, one after another."""
+    pool, row = 8, SEQ_LEN + 1
+    block = 4 * row
+    arms = {name: recorded(folder)["batches"] for name, folder in folders.items()}
+    assert all(len(ids) == block for batch in arms["tst"][:10] for ids in batch)
+    assert all(len(ids) == row for batch in arms["baseline"] for ids in batch)
+    # A pool is 8 batches of the baseline's, 2 of superposition's; 20 batches of the baseline are 2.5 pools.
+    for first in (0, 1, 2):
+        superposed = [ids for batch in arms["tst"][2 * first :][:2] for ids in batch]
+        read = Counter(tuple(ids[k : k + row]) for ids in superposed for k in range(0, block, row))
+        baseline = Counter(tuple(ids) for batch in arms["baseline"][8 * first :][:8] for ids in batch)
+        assert read.total() == 4 * pool and baseline.total() == (4 * pool if first < 2 else 2 * pool)
+        assert baseline == read if first < 2 else baseline < read
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -153,6 +173,13 @@ def test_switch_happens_at_its_step(fit: Any, tmp_path: Path, accumulate: int) -
     assert float(last["compute/tokens"]) == (3 * 4 + 4) * accumulate * ROWS * SEQ_LEN
 
 
-def test_a_run_that_reads_its_data_twice_says_so(fit: Any) -> None:
-    code, said = fit("run", trainer__max_steps=2000, trainer__limit_train_batches=1, trainer__val_check_interval=1)
-    assert "passes" in said and "note      the data is read more than once" in said
+def test_a_run_that_reads_its_data_twice_says_so(fit: Any, tmp_path: Path) -> None:
+    note = "note      the data is read more than once"
+    code, said = fit("run", data__batch_size=256, trainer__max_steps=40, trainer__val_check_interval=40)
+    assert code == 0, said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["passes"] == record["tokens_needed"] / record["tokens_available"] > 1.5
+    assert f"needed: {record['passes']:.2f} passes" in said and note in said
+    code, said = fit("once")
+    assert code == 0 and json.loads((tmp_path / "once" / "run.json").read_text())["passes"] < 1
+    assert note not in said

@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import os
+import signal
 import sys
 
 from tst_lightning import __version__
@@ -14,6 +16,12 @@ COMMANDS = {
     "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
     "test": ("tst_lightning.commands.fit", "the same, on the shards given as the test split"),
     "compare": ("tst_lightning.commands.compare", "compare finished runs at equal FLOPs, equal loss and equal data"),
+}
+
+
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE),
 }
 
 
@@ -50,8 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        # The file system's own refusals (disk full, permission, missing file) name the file and the reason.
+        # The file system's own refusals name the file and the reason; anything else is a defect of ours.
+        if error.errno not in _REFUSALS:
+            raise
         where = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and go on with the same command" if full else ""

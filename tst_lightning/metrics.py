@@ -35,10 +35,11 @@ class NextTokenMetrics(Metric):
         self.count += loss.count
 
     def compute(self) -> dict[str, Tensor]:
-        """``loss`` in nats a token, ``perplexity``, ``bits_per_byte``."""
+        """``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, and the ``tokens`` that they are over."""
         loss = self.total / self.count
         return {
             "loss": loss,
             "perplexity": loss.exp(),
             "bits_per_byte": loss / math.log(2) / self.bytes_per_token,
+            "tokens": self.count,
         }

@@ -138,7 +138,7 @@ class SuperpositionModule(LightningModule):
         return self.model(batch["tokens"], phase).mean
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the step's loss, the mean over its micro-batches, under the phase's own tag.
+        """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag.
 
         Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value.
         """
@@ -148,9 +148,10 @@ class SuperpositionModule(LightningModule):
             return
         loss, self._step_loss = self._step_loss, torch.zeros((), device=self.device)
         if (batch_idx + 1) % (accumulate * self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            mean = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
             for logger in self.loggers:
                 step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-                logger.log_metrics({f"train/{batch['phase']}/loss": loss.item()}, step=step)
+                logger.log_metrics({f"train/{batch['phase']}/loss": mean}, step=step)
 
     def configure_gradient_clipping(
         self,

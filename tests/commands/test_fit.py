@@ -1,5 +1,6 @@
 """``tst fit`` at its edges: help, what it prints, signals, runs that are there already, and defects of our own."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from tests.conftest import ROOT, tiny_config
+from tests.test_resume import signal_at
 from tst_lightning.__main__ import main
 
 
@@ -73,8 +75,40 @@ def test_finished_run_is_reused_and_a_longer_one_refused(fit: Any, tmp_path: Pat
     code, said = fit("run", "--ckpt_path", "last", **short)
     assert (code, said) == (0, f"reusing   the finished run in {tmp_path}/run (4 steps)\n")
     # Phases are shares of the run, so a longer run is another one.
+    config = (tmp_path / "run" / "config.yaml").read_text()
     code, said = fit("run", "--ckpt_path", "last", trainer__max_steps=8, trainer__val_check_interval=2)
-    assert code == 2 and "another data layout (phases" in said
+    assert code == 2 and "holds a run of other settings (trainer.max_steps was 4, now 8)" in said
+    assert (tmp_path / "run" / "config.yaml").read_text() == config  # a refused start leaves it alone
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_other_settings_is_neither_reused_nor_gone_on_with(fit: Any, tmp_path: Path, finished: bool) -> None:
+    stop = () if finished else signal_at(7)
+    assert fit("run", *stop)[0] == (0 if finished else 128 + signal.SIGTERM)
+    arguments = ("--model.optimizer.init_args.lr", "0.05", "--seed_everything", "9", "--trainer.precision", "64-true")
+    code, said = fit("run", "--ckpt_path", "last", *arguments)
+    assert code == 2
+    for difference in ("lr was 0.003, now 0.05", "seed_everything was 1, now 9", "precision was 32-true, now 64-true"):
+        assert difference in said
+    # What is no part of the run's identity may change.
+    assert fit("run", "--ckpt_path", "last", "--callbacks.progress.init_args.refresh_rate", "5")[0] == 0
+
+
+def test_scoring_leaves_the_run_as_it_was(fit: Any, tmp_path: Path) -> None:
+    assert fit("run")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for command in ("validate", "test"):
+        assert main([command, "--config", str(tmp_path / "run" / "config.yaml")]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_time_limit_leaves_a_stopped_run_that_goes_on(fit: Any, tmp_path: Path) -> None:
+    long = {"trainer__max_steps": 100_000, "trainer__val_check_interval": 50_000}
+    code, said = fit("run", "--trainer.max_time", "00:00:00:01", **long)
+    step = json.loads((tmp_path / "run" / "run.json").read_text())["step"]
+    assert code == 0 and f"stopped   {tmp_path}/run: {step:,} of 100,000 steps" in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
 
 
 # -- signals ------------------------------------------------------------------------------------------------------

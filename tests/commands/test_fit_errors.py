@@ -67,7 +67,7 @@ def put(path: str, value: Any) -> Callable[[Config], None]:
 MODEL = "model.config.init_args"
 BAGS = "model.phases.superposition.init_args"
 ADAM = "model.optimizer.init_args"
-LAST_CALLBACK = "trainer.callbacks.-1"
+CHECKPOINT = "callbacks.best_and_last"
 HELP = "see `tst fit --help`"
 
 
@@ -82,7 +82,7 @@ HELP = "see `tst fit --help`"
         ("trainer.max_step", 3, ["Option 'trainer.max_step' is not accepted"]),
         (f"{ADAM}.learning_rate", 1, ["model.optimizer: Option 'learning_rate' is not accepted"]),
         ("model.lr_schedule.warmup", 1, ["model.lr_schedule", "Option 'warmup' is not accepted"]),
-        (f"{LAST_CALLBACK}.init_args.save_lst", 1, ["trainer.callbacks", "ModelCheckpoint", "'save_lst' is not"]),
+        (f"{CHECKPOINT}.init_args.save_lst", 1, ["callbacks", "ModelCheckpoint", "'save_lst' is not"]),
         # wrong types
         ("data.seq_len", "abc", ["data.seq_len: expected int, got abc"]),
         ("data.seq_len", None, ["required: data.seq_len"]),
@@ -95,20 +95,20 @@ HELP = "see `tst fit --help`"
         (f"{ADAM}.lr", "abc", ["model.optimizer: lr: expected float"]),
         ("trainer.max_steps", "abc", ["trainer.max_steps: expected int, got abc"]),
         ("seed_everything", "abc", ["seed_everything: expected bool or expected int, got abc"]),
-        ("trainer.callbacks.3.init_args", {"every_n_steps": "x"}, ["NonFiniteGuard: every_n_steps: expected int"]),
+        ("callbacks.non_finite.init_args", {"every_n_steps": "x"}, ["NonFiniteGuard: every_n_steps: expected int"]),
         # unknown classes
         ("model.config.class_path", "transformers.LamaConfig", ["model.config", "LamaConfig"]),
         ("model.config.class_path", "nowhere.LlamaConfig", ["No module named 'nowhere'"]),
         ("model.config", {"class_path": "torch.nn.Linear"}, ["torch.nn.Linear", "subclass of PreTrainedConfig"]),
         ("model.phases.recovery.class_path", "tst_lightning.phases.Recovery", ["model.phases", "'Recovery'"]),
         ("model.optimizer.class_path", "torch.optim.AdmW", ["model.optimizer", "'AdmW'"]),
-        ("trainer.callbacks.0.class_path", "tst_lightning.callbacks.Flops", ["trainer.callbacks", "'Flops'"]),
+        ("callbacks.flops_meter.class_path", "tst_lightning.callbacks.Flops", ["callbacks", "'Flops'"]),
         # values that the classes refuse
         (f"{MODEL}.num_attention_heads", 3, ["hidden size (32) is not a multiple", "(3)"]),
         (f"{ADAM}.lr", -1.0, ["model.optimizer", "Invalid learning rate: -1.0"]),
         ("trainer.accelerator", "abacus", ["accelerator='abacus'", "cpu"]),
         ("trainer.gradient_clip_algorithm", "value", ["gradient_clip_algorithm is 'value'; only 'norm'"]),
-        ("trainer.callbacks.0", ..., ["RunRecord needs a FlopsMeter", "add one"]),
+        ("callbacks.flops_meter", ..., ["RunRecord needs a FlopsMeter", "add one"]),
         ("run_dir", ..., ["run_dir is not given", "--run_dir"]),
         ("trainer.default_root_dir", "${run_dirr}", ["run_dirr", "not found", "trainer.default_root_dir"]),
         # phases and steps
@@ -124,6 +124,8 @@ HELP = "see `tst fit --help`"
         ("trainer.max_steps", None, ["trainer.max_steps is null"]),
         ("model.lr_schedule.warmup_steps", 20, ["warmup_steps is 20", "only 20 steps"]),
         ("model.lr_schedule.decay_share", 2.0, ["decay_share is 2.0", "between 0 and 1"]),
+        ("trainer.limit_train_batches", 3, ["limit_train_batches is 3", "leave limit_train_batches at null"]),
+        ("trainer.max_epochs", 2, ["max_epochs is 2", "leave max_epochs at -1"]),
         ("trainer.val_check_interval", 7, ["val_check_interval is 7", "20 batches", "choose a divisor"]),
         ("trainer.val_check_interval", 40, ["val_check_interval is 40", "20 batches", "choose a divisor"]),
         ("trainer.val_check_interval", 0, ["val_check_interval is 0", "choose a divisor"]),

@@ -117,19 +117,23 @@ def test_stopped_and_resumed_anywhere_gives_the_same_rows(numbered: Path, data: 
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
-def test_resume_with_workers(numbered: Path) -> None:
-    plans = [RowPlan("a", 4, 20, 9), RowPlan("b", 1, 5, 40)]
-    whole = [batch["tokens"] for batch in stream(numbered, plans, workers=2)]
-    for stop in (4, 9, 20):
-        current = stream(numbered, plans, workers=2)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_resume_with_workers(numbered: Path, workers: int) -> None:
+    """Stopped twice within the first pass, and three times within the second."""
+    plans = [RowPlan("a", 4, 20, 9), RowPlan("b", 1, 5, 200)]
+    whole = [batch["tokens"] for batch in stream(numbered, plans, workers=workers)]
+    pieces: list[torch.Tensor] = []
+    state = None
+    for stop in (4, 9, 120, 140, 160, len(whole)):
+        current = stream(numbered, plans, workers=workers)
+        if state is not None:
+            current.load_state_dict(state)
+        current.expected_batches = len(pieces)
         iterator = iter(current)
-        pieces = [next(iterator)["tokens"] for _ in range(stop)]
+        while len(pieces) < stop:
+            pieces.append(next(iterator)["tokens"])
         state = current.state_dict()
-        resumed = stream(numbered, plans, workers=2)
-        resumed.load_state_dict(state)
-        resumed.expected_batches = stop
-        pieces += [batch["tokens"] for batch in resumed]
-        assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True)), stop
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
 def test_another_layout_is_refused(numbered: Path) -> None:

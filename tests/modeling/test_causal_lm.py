@@ -1,7 +1,18 @@
 import pytest
 import torch
-from transformers import Gemma2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
+from tst_lightning.bags import mean_embedding
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import build_causal_lm
 from tst_lightning.modeling.attention import NAME, attention_for
@@ -41,6 +52,28 @@ def test_exported_config_names_no_attention_of_ours() -> None:
 def test_tied_head_is_the_embedding() -> None:
     model = build_causal_lm(LlamaConfig(**SHAPE, tie_word_embeddings=True))
     assert model.head is model.lm.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GemmaConfig(**SHAPE, num_key_value_heads=4), Gemma3TextConfig(**SHAPE)],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_bag_is_the_mean_of_what_the_embedding_layer_gives(config: PreTrainedConfig) -> None:
+    """Gemma's layer scales what it looks up."""
+    torch.manual_seed(0)
+    model = build_causal_lm(config)
+    layer = model.lm.get_input_embeddings()
+    assert type(layer) is not nn.Embedding and isinstance(layer, nn.Embedding)
+    bags = torch.randint(0, 64, (2, 5, 4))
+    ours = model.embed_bags(bags)
+    expected = sum(model.embed(bags[:, :, k]) for k in range(4)) / 4
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((value * weights).sum(), layer.weight)[0] for value in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    # The scale is there: a look-up alone gives something else.
+    assert not torch.allclose(ours, mean_embedding(bags, layer.weight), rtol=0.1)
 
 
 @pytest.mark.parametrize(

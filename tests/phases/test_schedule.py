@@ -23,6 +23,11 @@ def test_binary_fractions_lose_no_step() -> None:
     assert PhaseSchedule(parts, 1000).switches == list(range(100, 1000, 100))
 
 
+def test_rounded_shares_lose_no_step() -> None:
+    thirds = {name: SuperpositionPhase(1, share=0.3333333) for name in "abc"}
+    assert sum(entry.steps for entry in PhaseSchedule(thirds, 1000)) == 1000
+
+
 @given(st.floats(0, 1), st.integers(1, 10_000))
 def test_phases_tile_the_run(share: float, steps: int) -> None:
     entries = list(two(share, steps))

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from transformers import AutoTokenizer
 
+from tst_lightning.corpus import python_source
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.shards import build as build_module
 from tst_lightning.shards.build import build, split_of
@@ -157,6 +159,37 @@ def test_finished_shards_are_reused_and_other_ones_refused(corpus, tmp_path):
     assert not reused
     assert Manifest.read(out).vocab_size == replaced.vocab_size == 290
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
+
+
+def test_the_embedded_corpus_is_known_by_its_content_alone(texts, tmp_path, monkeypatch):
+    def install(name, texts):
+        folder = tmp_path / name
+        (folder / "package").mkdir(parents=True)
+        for i, text in enumerate(texts):
+            (folder / f"package/{i:02}.py").write_text(text)
+        where = {"stdlib": "none", "platstdlib": "none", "purelib": str(folder), "platlib": str(folder)}
+        monkeypatch.setattr(python_source, "sysconfig", SimpleNamespace(get_path=where.get))
+        return folder
+
+    def prepare():
+        return build([], str(tmp_path / "out"), python_source="packages", **OPTIONS)[1]
+
+    here = install("here", texts)
+    assert not prepare()
+    os.utime(here / "package/07.py", ns=(1, 1))
+    assert prepare()
+    there = install("there", texts[::-1])
+    for name in ("__editable___tst_lightning_0_1_0_finder.py", "package/__init__.py"):
+        (there / name).write_text(f"MAPPING = '{there}'" if name.startswith("__editable__") else "")
+    (there / "package/copy.py").write_text(texts[0])
+    assert prepare()
+    (there / "package/07.py").write_text(texts[7].upper())
+    with pytest.raises(ConfigError) as caught:
+        prepare()
+    assert str(caught.value) == (
+        f"'{tmp_path / 'out'}' holds other shards: the embedded corpus' files changed (other installed packages, or another"
+        " Python); replace them with --overwrite, or choose another --out"
+    )
 
 
 def test_a_changed_tokenizer_is_noticed(corpus, tmp_path):

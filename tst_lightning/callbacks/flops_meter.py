@@ -34,7 +34,8 @@ class FlopsMeter(Callback):
     """Accumulates FLOPs, tokens, positions and seconds per phase, logs them, and keeps them in the checkpoint.
 
     FLOPs are counted once per phase by running its own loss on a meta copy of the model (see
-    :mod:`tst_lightning.flops` for the convention). Seconds are those of training, validation left out. Logged every
+    :mod:`tst_lightning.flops` for the convention). Seconds are those of training, the wait for data in them, validation
+    and the writing of checkpoints left out. Logged every
     ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; validation
     metrics also go to TensorBoard on a compute axis (``val_by_gflop/``, whose step is 10^9 FLOPs), where runs line up
     at equal compute.
@@ -44,6 +45,7 @@ class FlopsMeter(Callback):
         self.per_phase: dict[str, Totals] = {}
         self.flops_per_row: dict[str, int] = {}
         self._mark = 0.0
+        self._paused = False
         self._logged = Totals()
         self._peak: float | None = None
 
@@ -91,6 +93,15 @@ class FlopsMeter(Callback):
         if trainer.training or trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._book_time(pl_module.schedule.at(max(0, trainer.global_step - 1)).name)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Stops the clock until the next step."""
+        self._paused = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts the clock again after a validation or a checkpoint."""
+        if self._paused:
+            self._mark, self._paused = time.perf_counter(), False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
@@ -118,7 +129,7 @@ class FlopsMeter(Callback):
         """Logs the totals beside the validation metrics, and these on the compute axis."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._mark = time.perf_counter()
+        self._paused = True
         self._log(trainer, pl_module, {})
         gflop = self.total.flops // 10**9
         for logger in trainer.loggers:

@@ -1,5 +1,6 @@
 """Stops a run whose loss or weights are no longer numbers, before a checkpoint of it is written."""
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -63,8 +64,9 @@ class NonFiniteGuard(Callback):
             self._stop(trainer, pl_module, "loss", step)
 
     def _stop(self, trainer: Trainer, pl_module: Any, what: str, step: int) -> NoReturn:
-        last = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+        folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or ".")
+        written = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        kept = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
         raise RunError(
             f"the {what} {'was' if what == 'loss' else 'were'} not finite at step {step}, phase"
             f" '{pl_module.schedule.at(step).name}'; {kept}. Lower the learning rate, lengthen the warmup or clip gradients"

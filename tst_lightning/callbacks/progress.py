@@ -41,11 +41,13 @@ class PhaseProgressBar(TQDMProgressBar):
         if self._adapt:
             self._refresh_rate = max(1, int(trainer.num_training_batches) // 20)
         super().on_train_start(trainer, pl_module)
+        # A run that goes on in the middle gets no on_train_epoch_start, where Lightning sets these.
+        self.train_progress_bar.reset(int(trainer.num_training_batches))
+        self.train_progress_bar.initial = trainer.global_step * trainer.accumulate_grad_batches
+        self.train_progress_bar.set_description_str("training")
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Takes up the bar where a resumed run stands."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description_str("training")
+        """Nothing: the bar is over the whole run."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Names the phase."""

@@ -29,7 +29,6 @@ class RunRecord(Callback):
     def __init__(self, run_dir: str) -> None:
         self.path = Path(run_dir) / "run.json"
         self._record: dict[str, Any] = {}
-        self._hyperparameters_logged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Gathers the facts, prints and writes them.
@@ -46,17 +45,16 @@ class RunRecord(Callback):
         self._write(trainer, "running")
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Moves the recorded step on; gives the HPARAMS tab its entry at the first validation."""
+        """Moves the recorded step on, and keeps the HPARAMS tab at the latest loss."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self._record["val_tokens"] = int(trainer.callback_metrics["val/tokens"])
         self._write(trainer, "running")
-        if not self._hyperparameters_logged:
-            self._hyperparameters_logged = True
-            self._log_hyperparameters(trainer)
+        self._log_hyperparameters(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Marks the run finished."""
-        self._write(trainer, "finished")
+        """Marks the run finished if it took its last step; a time limit or early stopping leaves it stopped."""
+        self._write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Marks the run stopped, whatever stopped it."""
@@ -111,6 +109,9 @@ class RunRecord(Callback):
             },
             "optimizer": type(optimizer).__name__,
             "learning_rate": optimizer.defaults.get("lr"),
+            "optimizer_settings": {key: optimizer.defaults[key] for key in sorted(optimizer.defaults)},
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
             "tokens_needed": budget.needed,
             "tokens_available": budget.available,
@@ -160,7 +161,7 @@ class RunRecord(Callback):
         self._record |= {"status": status, "step": trainer.global_step}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(".json.partial")
-        beside.write_text(json.dumps(self._record, indent=2) + "\n")
+        beside.write_text(json.dumps(self._record, indent=2, default=str) + "\n")
         os.replace(beside, self.path)
 
     @rank_zero_only
@@ -174,9 +175,7 @@ class RunRecord(Callback):
         }
         for phase in facts["phases"]:
             shown |= {f"{phase['name']}/bag_size": phase["bag_size"], f"{phase['name']}/steps": phase["steps"]}
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key == "val/loss"}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(shown, {f"hparams/{key}": value for key, value in metrics.items()})
-            else:
-                logger.log_hyperparams(shown)
+                # The tab shows a tag's last value; Lightning writes these at step 0, each over the one before.
+                logger.log_hyperparams(shown, {"hparams/val_loss": float(trainer.callback_metrics["val/loss"])})

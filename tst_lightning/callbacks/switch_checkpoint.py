@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 
-class SwitchCheckpoint(Callback):
+class SwitchCheckpoint(Checkpoint):
     """Saves ``switch-PHASE-step=N.ckpt`` after the last step before each new phase.
 
     Args:

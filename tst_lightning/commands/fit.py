@@ -1,32 +1,30 @@
 """``tst fit``, ``tst validate`` and ``tst test``: Lightning's command line over the module and the data module."""
 
-import json
 import logging
 import signal
 import threading
 import traceback
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 import tst_lightning
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.parser import one_line
+from tst_lightning.commands.run_folder import check_same_run, find_checkpoint, read_status
 from tst_lightning.data import TokenDataModule
-from tst_lightning.errors import ConfigError, RunError, Stopped
+from tst_lightning.errors import ConfigError, Stopped
 from tst_lightning.module import SuperpositionModule
 
 DESCRIPTIONS = {
@@ -65,10 +63,13 @@ def _unresolved(value: Any, run_dir: str) -> Any:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Saves the resolved configuration as ``config.yaml`` in the run's folder."""
+    """Saves the resolved configuration as ``config.yaml`` in the run's folder, once nothing was refused."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
+        """Nothing yet: data and checkpoint may still be refused."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
             path = Path(self.config.run_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
@@ -80,16 +81,37 @@ class TSTCommandLine(LightningCLI):
     """Module, data module and trainer from one configuration; refuses to overwrite a run by accident.
 
     The three commands share all options, so that the configuration saved by one serves the others.
+
+    Args:
+        command: fit, validate or test.
+        settings: as for LightningCLI.
     """
 
+    def __init__(self, command: str, **settings: Any) -> None:
+        self.command = command
+        super().__init__(SuperpositionModule, TokenDataModule, **settings)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--run_dir``, which the YAML's paths refer to as ``${run_dir}``, and ``--ckpt_path``."""
+        """Adds the run's folder, which the YAML refers to as ``${run_dir}``, and named loggers and callbacks.
+
+        Named, unlike the trainer's lists, so that each value can be overridden: ``--callbacks.progress.refresh_rate 1``.
+        """
         parser.add_argument("--run_dir", type=str, default="", help="folder of the run; its last part is its name")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             help="checkpoint to go on from, or to score; `last` is the run's own, where fit begins if there is none",
         )
+
+        parser.add_argument("--loggers", type=dict[str, Logger], default={}, help="name -> logger of training")
+        parser.add_argument("--callbacks", type=dict[str, Callback], default={}, help="name -> callback, in this order")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with the named loggers and callbacks; only training logs, so that scoring leaves a run's log be."""
+        extra = self.config_init.trainer.callbacks or []
+        callbacks = [*self.config_init.callbacks.values(), *(extra if isinstance(extra, list) else [extra])]
+        logger = [*self.config_init.loggers.values()] if self.command == "fit" else False
+        return super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
 
     def before_instantiate_classes(self) -> None:
         """Checks what the classes themselves can't say clearly.
@@ -100,6 +122,12 @@ class TSTCommandLine(LightningCLI):
         if not self.config.run_dir:
             raise ConfigError("run_dir is not given; name the run's folder, such as --run_dir runs/first")
         trainer = self.config.trainer
+        for key, neutral in {"limit_train_batches": (None,), "overfit_batches": (0,), "max_epochs": (None, -1)}.items():
+            if trainer[key] not in neutral:
+                raise ConfigError(
+                    f"trainer.{key} is {trainer[key]}: the length of a run is trainer.max_steps alone; leave {key} at"
+                    f" {'null' if neutral[-1] is None else neutral[-1]}"
+                )
         if trainer.max_steps is None or trainer.max_steps < 1:
             raise ConfigError(
                 f"trainer.max_steps is {'null' if trainer.max_steps is None else trainer.max_steps}; phases are shares of"
@@ -134,28 +162,27 @@ class TSTCommandLine(LightningCLI):
         """Trains; a finished run is left as it is, an unfinished one goes on only if asked to.
 
         Raises:
-            ConfigError: the folder holds a run and ``--ckpt_path`` does not say to go on with it.
+            ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it.
         """
         run_dir = Path(self.config.run_dir)
-        path = run_dir / "run.json"
-        if path.exists():
-            try:
-                record = json.loads(path.read_bytes())
-                status, step, steps = record["status"], record["step"], record["max_steps"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise RunError(f"'{path}' is damaged ({error!r}); remove it, or name another --run_dir") from error
+        if status := read_status(run_dir):
             if self.config.ckpt_path is None:
                 raise ConfigError(
-                    f"'{run_dir}' already holds a run ({status} at step {step} of {steps}); go on with --ckpt_path last,"
-                    " or name another --run_dir"
+                    f"'{run_dir}' already holds a run ({status.status} at step {status.step} of {status.max_steps}); go on"
+                    " with --ckpt_path last, or name another --run_dir"
                 )
-            if status == "finished" and step >= self.trainer.max_steps:
-                print(f"reusing   the finished run in {run_dir} ({step:,} steps)")
+            check_same_run(run_dir, yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
+            if status.status == "finished":
+                print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
-        self._call(self.trainer.fit, self._checkpoint())
+        self._call(self.trainer.fit, find_checkpoint(run_dir, self.config.ckpt_path))
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"
-        print(f"finished  {run_dir}: {self.trainer.global_step:,} steps{scored}")
+        steps = self.trainer.global_step
+        if steps >= self.trainer.max_steps:
+            print(f"finished  {run_dir}: {steps:,} steps{scored}")
+        else:  # a time limit, or early stopping
+            print(f"stopped   {run_dir}: {steps:,} of {self.trainer.max_steps:,} steps{scored}")
 
     def validate(self) -> None:
         """Scores a checkpoint, the run's last one unless told, on the validation split."""
@@ -165,24 +192,8 @@ class TSTCommandLine(LightningCLI):
         """As :meth:`validate`, under the ``test/`` tags."""
         self._call(self.trainer.test, self._checkpoint_to_score())
 
-    def _checkpoint(self) -> Path | None:
-        """The checkpoint that ``--ckpt_path`` names, looked into; None if it names the last one of a new run."""
-        if self.config.ckpt_path is None:
-            return None
-        path = Path(self.config.ckpt_path)
-        if self.config.ckpt_path == "last":
-            path = Path(self.config.run_dir) / "checkpoints" / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
-            if not path.exists():
-                return None
-        if not path.exists():
-            raise ConfigError(f"there is no checkpoint at '{path}' (--ckpt_path); name a file, or `last`")
-        if path.is_file():  # a sharded one is a folder
-            _check_checkpoint(path)
-        return path
-
     def _checkpoint_to_score(self) -> Path:
-        self.config.ckpt_path = self.config.ckpt_path or "last"
-        path = self._checkpoint()
+        path = find_checkpoint(Path(self.config.run_dir), self.config.ckpt_path or "last")
         if path is None:
             raise ConfigError(f"there is no last checkpoint in '{self.config.run_dir}'; name one with --ckpt_path")
         return path
@@ -197,27 +208,6 @@ class TSTCommandLine(LightningCLI):
             raise Stopped(
                 f"stopped by {number.name} outside of training, nothing was saved; give the same command again", number
             ) from error
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Opens a checkpoint without reading its tensors.
-
-    Raises:
-        RunError: it can't be read, or was not written by this program.
-        OSError: the file system refuses.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch's own kinds: RuntimeError, UnpicklingError, EOFError, KeyError
-        whole = zipfile.is_zipfile(path)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0] if whole else "cut off, or of another format"
-        raise RunError(f"checkpoint '{path}' can't be read ({reason}); name another --ckpt_path") from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step", "loops"} <= content.keys():
-        raise RunError(
-            f"'{path}' is no checkpoint of `tst fit` (no state_dict and loops in it); name another --ckpt_path"
-        )
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -265,8 +255,7 @@ def main(name: str, arguments: list[str]) -> None:
     _quieten()
     try:
         command_line = TSTCommandLine(
-            SuperpositionModule,
-            TokenDataModule,
+            name,
             save_config_callback=_SaveConfig,
             parser_class=_Parser,
             parser_kwargs={

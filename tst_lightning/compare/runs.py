@@ -158,10 +158,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
             ("tokenizer_sha256", "tokenizer"),
             ("val_sha256", "validation data"),
             ("seq_len", "sequence length"),
+            ("val_tokens", "scored validation tokens"),
             ("flops_convention", "FLOPs convention"),
         ):
-            if mine[key] != other[key]:
-                differences.append(f"{words} ({key} {_shown(mine[key])} and {_shown(other[key])})")
+            if mine.get(key) != other.get(key):
+                differences.append(f"{words} ({key} {_shown(mine.get(key))} and {_shown(other.get(key))})")
         if differences:
             message = (
                 f"runs '{reference.name}' and '{run.name}' can't be compared, they differ in "

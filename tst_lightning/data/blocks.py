@@ -82,4 +82,6 @@ class BlockReader:
         state["dataset"]["input_dir_path"] = here.input_dir.path
         state["dataset"]["cache_dir_path"] = here.cache_dir.path
         self._loader.load_state_dict(state)
+        # With workers, only their copies take the epoch up; the next state is saved from this one.
+        here.current_epoch = state["dataset"]["current_epoch"]
         self._blocks = None

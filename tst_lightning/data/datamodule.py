@@ -56,6 +56,8 @@ class TokenDataModule(LightningDataModule):
         pool_blocks: blocks whose rows are permuted together.
         num_workers: reading processes; 0 is the fastest on local shards.
         seed: of the order of blocks and rows.
+        verify_train: hash every train shard at the start and compare with the manifest; reads all of the data once. The
+            validation split is verified in any case.
 
     Raises:
         ConfigError: shards missing, unfinished, damaged or too small for one block; sizes below 1.
@@ -71,6 +73,7 @@ class TokenDataModule(LightningDataModule):
         pool_blocks: int = 64,
         num_workers: int = 0,
         seed: int = 1,
+        verify_train: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"seq_len": seq_len, "batch_size": batch_size, "block_rows": block_rows, "pool_blocks": pool_blocks}
@@ -86,6 +89,7 @@ class TokenDataModule(LightningDataModule):
         self.pool_blocks = pool_blocks
         self.num_workers = num_workers
         self.seed = seed
+        self.verify_train = verify_train
         self._check_files()
         self._check_size()
 
@@ -163,6 +167,20 @@ class TokenDataModule(LightningDataModule):
         blocks = blocks_needed(plans, self.block_tokens, self.batch_size, self.pool_blocks) * world_size
         available = self._whole_blocks() * self.block_tokens
         return DataBudget(blocks * self.block_tokens, available, self.manifest.train.tokens - available)
+
+    def setup(self, stage: str) -> None:
+        """Hashes the validation shards, and before training the train shards where ``verify_train`` asks for it.
+
+        Args:
+            stage: "fit", "validate" or "test".
+
+        Raises:
+            RunError: a shard whose content is not what ``tst prepare`` wrote; names the file.
+            OSError: a shard can't be read.
+        """
+        self.manifest.verify("val")
+        if self.verify_train and stage == "fit":
+            self.manifest.verify("train")
 
     def train_dataloader(self) -> RowStream:
         """The run's stream; built here because LitData needs the process group to exist."""

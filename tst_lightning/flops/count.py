@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from tst_lightning.modeling import build_causal_lm
+from tst_lightning.modeling.attention import NAME as MASK_FREE
 from tst_lightning.phases import PhaseStrategy
 
 
@@ -24,7 +25,8 @@ def count_flops_per_row(config: PreTrainedConfig, phase: PhaseStrategy, seq_len:
         FLOPs of forward and backward for one row of L positions.
     """
     with torch.device("meta"):
-        model = build_causal_lm(config)
+        # Windows are counted as full attention, like causality; transformers' masks can't be built on this device.
+        model = build_causal_lm(config, attention=MASK_FREE)
         tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(tokens, phase).total.backward()

@@ -72,11 +72,12 @@ class CausalLM(nn.Module):
         return self.lm.get_output_embeddings().weight
 
 
-def build_causal_lm(config: PreTrainedConfig) -> CausalLM:
+def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> CausalLM:
     """Builds and initialises the model of a config, on the current default device, in float32.
 
     Args:
         config: any Hugging Face causal LM configuration whose body accepts ``inputs_embeds``.
+        attention: implementation of attention by transformers' name; None chooses by :func:`attention_for`.
 
     Returns:
         The model, in training mode.
@@ -104,8 +105,10 @@ def build_causal_lm(config: PreTrainedConfig) -> CausalLM:
             f"{heads}; choose a divisor"
         )
     try:
-        lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention_for(config), dtype=torch.float32)
-    except ValueError as error:
+        lm = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention or attention_for(config), dtype=torch.float32
+        )
+    except (ValueError, KeyError) as error:
         raise ConfigError(
             f"no causal language model can be built from {type(config).__name__}: {str(error).splitlines()[0]}"
         ) from error

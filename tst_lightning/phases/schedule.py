@@ -36,10 +36,12 @@ class PhaseSchedule:
         self.total_steps = total_steps
         self.entries: list[ScheduledPhase] = []
         begin, done = 0, 0.0
-        for (name, phase), share in zip(phases.items(), shares, strict=True):
+        names = list(phases)
+        for name, share in zip(names, shares, strict=True):
+            phase = phases[name]
             done += share
             # The tolerance keeps 0.1 + 0.2 from losing a step to binary fractions.
-            end = total_steps if math.isclose(done, 1.0) else math.floor(total_steps * done + 1e-9)
+            end = total_steps if name == names[-1] else min(total_steps, math.floor(total_steps * done + 1e-9))
             if end > begin:
                 self.entries.append(ScheduledPhase(name, phase, begin, end - begin))
             begin = end

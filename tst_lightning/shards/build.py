@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tst_lightning.corpus.documents import Counts, Document, Source, find_sources, read_documents
-from tst_lightning.corpus.python_source import find_python_files, order_by_content
+from tst_lightning.corpus.python_source import by_content, find_python_files
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, SPLITS, Manifest, SplitInfo
 
@@ -64,7 +64,10 @@ def build(
     _check_options(inputs, python_source, val_share, max_bytes, tokenizer_train_bytes, chunk_bytes)
     files = find_sources(inputs)
     python_files = find_python_files(python_source == "packages") if python_source != "none" else []
-    fingerprint = _fingerprint([*files, *python_files])
+    counts = Counts()
+    python_by_content = by_content(python_files, counts)
+    fingerprint = _fingerprint(files)
+    python_sha256 = hashlib.sha256(b"".join(python_by_content)).hexdigest() if python_files else None
     options = {
         "python_source": python_source,
         "vocab_size": None if tokenizer else vocab_size,
@@ -76,19 +79,18 @@ def build(
         "chunk_bytes": chunk_bytes,
     }
     target = Path(out)
-    if not overwrite and (existing := _existing(target, options, fingerprint)):
+    if not overwrite and (existing := _existing(target, options, fingerprint, python_sha256)):
         return existing, True
     _check_replaceable(target)
 
-    counts = Counts()
-    kinds = {"text": len(files), "python": len(python_files)}
-    sources = files + order_by_content(python_files, counts)
+    summary = {"kinds": {"text": len(files), "python": len(python_files)}, "python_sha256": python_sha256}
+    sources = [*files, *python_by_content.values()]
     partial = _sibling(target, ".partial")
     for stale in (partial, _sibling(target, ".replaced")):
         shutil.rmtree(stale, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        manifest = _write(partial, sources, counts, kinds, fingerprint, options)
+        manifest = _write(partial, sources, counts, summary, fingerprint, options)
         _publish(partial, target)
     except OSError as error:
         full = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
@@ -144,7 +146,7 @@ def _fingerprint(sources: Iterable[Source]) -> str:
     return digest.hexdigest()
 
 
-def _existing(target: Path, options: dict[str, Any], fingerprint: str) -> Manifest | None:
+def _existing(target: Path, options: dict[str, Any], fingerprint: str, python_sha256: str | None) -> Manifest | None:
     """The finished shards in the target folder, if they are what was asked for; None if there are none."""
     if not (target / MANIFEST_NAME).is_file():
         return None
@@ -156,6 +158,8 @@ def _existing(target: Path, options: dict[str, Any], fingerprint: str) -> Manife
     ]
     if manifest.sources_fingerprint != fingerprint:
         differences.append("the input files are others (names, sizes or modification times)")
+    if manifest.sources.get("python_sha256") != python_sha256:
+        differences.append("the embedded corpus' files changed (other installed packages, or another Python)")
     name = options["tokenizer"]
     if not differences and name and Path(name).exists():
         from tst_lightning.shards.tokenizer import load_tokenizer
@@ -208,7 +212,7 @@ def _write(
     folder: Path,
     sources: list[Source],
     counts: Counts,
-    kinds: dict[str, int],
+    summary: dict[str, Any],
     fingerprint: str,
     options: dict[str, Any],
 ) -> Manifest:
@@ -269,7 +273,7 @@ def _write(
         end_of_document_id=tokenizer.end_of_document_id,
         train=splits["train"],
         val=splits["val"],
-        sources={"kinds": kinds, **dataclasses.asdict(counts)},
+        sources={**summary, **dataclasses.asdict(counts)},
         sources_fingerprint=fingerprint,
         options=options,
     )

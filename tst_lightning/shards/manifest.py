@@ -59,8 +59,9 @@ class Manifest:
         end_of_document_id: the id after each document.
         train: the training split.
         val: the validation split.
-        sources: summary of what was read: kinds, files, bytes, skipped and dropped documents.
-        sources_fingerprint: hash over names, sizes and modification times of the files.
+        sources: summary of what was read: kinds, files, bytes, skipped and dropped documents; and "python_sha256", hash
+            over the content of the interpreter's own source files, None without them.
+        sources_fingerprint: hash over names, sizes and modification times of the input files.
         options: those of `tst prepare` that decide the content.
         folder: where it was read from; not part of the content.
     """
