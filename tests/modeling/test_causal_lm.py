@@ -40,8 +40,8 @@ def test_mask_free_attention_equals_eager(make: type[PreTrainedConfig], kv_heads
 
 def test_windows_keep_their_masks() -> None:
     assert attention_for(LlamaConfig(**SHAPE)) == NAME
-    assert attention_for(MistralConfig(**SHAPE, sliding_window=8)) == "sdpa"
-    assert attention_for(Gemma2Config(**SHAPE)) == "sdpa"
+    assert attention_for(MistralConfig(**SHAPE, sliding_window=8)) is None
+    assert attention_for(Gemma2Config(**SHAPE)) is None
 
 
 def test_exported_config_names_no_attention_of_ours() -> None:

@@ -34,8 +34,8 @@ class FlopsMeter(Callback):
     """Accumulates FLOPs, tokens, positions and seconds per phase, logs them, and keeps them in the checkpoint.
 
     FLOPs are counted once per phase by running its own loss on a meta copy of the model (see
-    :mod:`tst_lightning.flops` for the convention). Seconds are those of training, the wait for data in them, validation
-    and the writing of checkpoints left out. Logged every
+    :mod:`tst_lightning.flops` for the convention). Seconds are those of training and its wait for data; validation
+    and the writing of checkpoints, up to the next batch, are left out. Logged every
     ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; validation
     metrics also go to TensorBoard on a compute axis (``val_by_gflop/``, whose step is 10^9 FLOPs), where runs line up
     at equal compute.
@@ -90,7 +90,7 @@ class FlopsMeter(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Books the time up to here, so that validation is left out."""
-        if trainer.training or trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self._paused:
             self._book_time(pl_module.schedule.at(max(0, trainer.global_step - 1)).name)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -47,15 +47,15 @@ def causal_sdpa(
 AttentionInterface.register(NAME, causal_sdpa)
 
 
-def attention_for(config: PreTrainedConfig) -> str:
-    """Chooses the attention implementation: the mask-free one, unless the architecture needs more than causality.
+def attention_for(config: PreTrainedConfig) -> str | None:
+    """The mask-free implementation, unless the architecture needs more than causality.
 
     Args:
         config: the model's configuration.
 
     Returns:
-        A name for ``attn_implementation``.
+        A name for ``attn_implementation``; None leaves the choice to transformers.
     """
     windows = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return NAME if not windows and layer_types == {"full_attention"} else "sdpa"
+    return NAME if not windows and layer_types == {"full_attention"} else None
