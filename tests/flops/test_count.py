@@ -1,7 +1,7 @@
 """The counted graph against the closed form and against totals computed by hand."""
 
 import pytest
-from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config, SmolLM3Config
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config, SmolLM3Config
 
 from tst_lightning.flops import closed_form_flops_per_row, count_flops_per_row
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
@@ -17,6 +17,7 @@ CONFIGS = [
     LlamaConfig(**SHAPE, num_key_value_heads=4),
     LlamaConfig(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True),
     Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=32),
+    GPT2Config(vocab_size=512, n_embd=64, n_layer=3, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0),
     SmolLM3Config(**SHAPE, num_key_value_heads=2, pad_token_id=None, bos_token_id=None, eos_token_id=None),
 ]
 

@@ -48,7 +48,13 @@ def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int) -> int:
     """
     with torch.device("meta"):
         lm = build_causal_lm(config).lm
-    products = sum(layer.weight.numel() for layer in lm.modules() if isinstance(layer, nn.Linear))
+    products = sum(
+        weight.numel()
+        for layer in lm.modules()
+        if not isinstance(layer, nn.Embedding)
+        for weight in layer.parameters(recurse=False)
+        if weight.ndim == 2
+    )
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 12 * config.num_hidden_layers * heads * head_dim * seq_len
