@@ -1,6 +1,8 @@
 """Every YAML in configs/ parses and prints itself back; pairs differ in the phases alone; configurations compose."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +114,13 @@ def test_saved_config_repeats_the_run_and_scores_it(
             tag = "val" if command == "validate" else "test"
             line = next(line for line in capsys.readouterr().out.splitlines() if f"{tag}/loss" in line)
             assert line.replace("│", " ").split() == [f"{tag}/loss", logged]
+
+
+def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    """``limit_val_batches: 1`` is one batch, 1.0 all of them, whatever order of a union typing has cached."""
+    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", "configs/quickstart/tst.yaml"]
+    for value, shown in (("1", "1\n"), ("2", "2\n"), ("0.5", "0.5\n")):
+        done = subprocess.run(
+            [*command, "--trainer.limit_val_batches", value, "--print_config"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert f"limit_val_batches: {shown}" in done.stdout

@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -233,6 +233,18 @@ def _quieten() -> None:
     threading.excepthook = _background_error
 
 
+def _read_whole_numbers_as_int() -> None:
+    """Puts int before float in the trainer's types, as Lightning wrote them.
+
+    ``typing`` caches unions whatever their order, so where torch asked for ``Union[float, int]`` shortly before (2.11
+    does), the parser would read ``limit_val_batches: 1``, one batch, as 1.0, all of them.
+    """
+    hints = Trainer.__init__.__annotations__
+    for name, hint in hints.items():
+        if set(get_args(hint)) == {int, float, type(None)}:
+            hints[name] = int | float | None
+
+
 def _background_error(details: threading.ExceptHookArgs) -> None:
     # TensorBoard's writer hands what the file system refused on to the next call, which reports it.
     if not isinstance(details.exc_value, OSError):
@@ -253,6 +265,7 @@ def main(name: str, arguments: list[str]) -> None:
     # So that ${run_dir} means the root of the YAML.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     _quieten()
+    _read_whole_numbers_as_int()
     try:
         command_line = TSTCommandLine(
             name,
