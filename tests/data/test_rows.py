@@ -90,17 +90,12 @@ def test_second_pass_is_complete_and_shuffled_anew(numbered: Path) -> None:
     assert not torch.equal(first, second)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_stopped_and_resumed_anywhere_gives_the_same_rows(numbered: Path, data: st.DataObject) -> None:
-    """Two passes' worth of batches, three phases, stopped up to three times: not a row differs."""
-    bags = data.draw(st.sampled_from([(4, 1), (4, 2, 1), (2, 4, 1), (1,)]))
-    plans = [RowPlan(f"p{i}", s, s * 5, data.draw(st.integers(1, 25))) for i, s in enumerate(bags)]
-    batch_size = data.draw(st.integers(1, 4))
-    whole = [batch["tokens"] for batch in stream(numbered, plans, batch_size)]
-    state, pieces = None, []
-    for stop in sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=3))):
-        current = stream(numbered, plans, batch_size)
+def in_pieces(folder: Path, plans: list[RowPlan], stops: list[int], **options: int) -> list[torch.Tensor]:
+    """The stream's rows, each stretch between two stops read by a new stream that takes up the state of the last."""
+    pieces: list[torch.Tensor] = []
+    state = None
+    for stop in stops:
+        current = stream(folder, plans, **options)
         if state is not None:
             current.load_state_dict(state)
         current.expected_batches = len(pieces)
@@ -108,13 +103,25 @@ def test_stopped_and_resumed_anywhere_gives_the_same_rows(numbered: Path, data: 
         while len(pieces) < stop:
             pieces.append(next(iterator)["tokens"])
         state = current.state_dict()
-    current = stream(numbered, plans, batch_size)
-    if state is not None:
-        current.load_state_dict(state)
-    current.expected_batches = len(pieces)
-    pieces += [batch["tokens"] for batch in current]
-    assert len(pieces) == len(whole) == len(current)
+    return pieces
+
+
+def assert_same_rows(whole: list[torch.Tensor], pieces: list[torch.Tensor]) -> None:
+    assert len(whole) == len(pieces)
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_stopped_and_resumed_anywhere_gives_the_same_rows(numbered: Path, data: st.DataObject) -> None:
+    """Two passes' worth of batches, up to three phases, stopped up to three times: not a row differs."""
+    bags = data.draw(st.sampled_from([(4, 1), (4, 2, 1), (2, 4, 1), (1,)]))
+    plans = [RowPlan(f"p{i}", s, s * 5, data.draw(st.integers(1, 25))) for i, s in enumerate(bags)]
+    batch_size = data.draw(st.integers(1, 4))
+    whole = [batch["tokens"] for batch in stream(numbered, plans, batch_size)]
+    assert len(whole) == len(stream(numbered, plans, batch_size))
+    stops = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=3)))
+    assert_same_rows(whole, in_pieces(numbered, plans, [*stops, len(whole)], batch_size=batch_size))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -122,18 +129,8 @@ def test_resume_with_workers(numbered: Path, workers: int) -> None:
     """Stopped twice within the first pass, and three times within the second."""
     plans = [RowPlan("a", 4, 20, 9), RowPlan("b", 1, 5, 200)]
     whole = [batch["tokens"] for batch in stream(numbered, plans, workers=workers)]
-    pieces: list[torch.Tensor] = []
-    state = None
-    for stop in (4, 9, 120, 140, 160, len(whole)):
-        current = stream(numbered, plans, workers=workers)
-        if state is not None:
-            current.load_state_dict(state)
-        current.expected_batches = len(pieces)
-        iterator = iter(current)
-        while len(pieces) < stop:
-            pieces.append(next(iterator)["tokens"])
-        state = current.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+    stops = [4, 9, 120, 140, 160, len(whole)]
+    assert_same_rows(whole, in_pieces(numbered, plans, stops, workers=workers))
 
 
 def test_another_layout_is_refused(numbered: Path) -> None:
