@@ -1,6 +1,7 @@
 """A run that was stopped and resumed ends with the weights of one that never stopped, bit for bit."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -58,8 +59,10 @@ def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
     for index, state in a["optimizer_states"][0]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, b["optimizer_states"][0]["state"][index][key]), (index, key)
+    assert torch.equal(a["rng"]["cpu"], b["rng"]["cpu"])
+    assert a["loops"]["fit_loop"]["state_dict"] == b["loops"]["fit_loop"]["state_dict"]  # the place in the data
     assert a["lr_schedulers"][0]["last_epoch"] == b["lr_schedulers"][0]["last_epoch"]
-    meters = [c["callbacks"]["FlopsMeter"] for c in (a, b)]
+    meters = [c["callbacks"]["FlopsMeter"]["phases"] for c in (a, b)]
     for phase in meters[0]:
         for quantity in ("flops", "tokens", "positions"):
             assert meters[0][phase][quantity] == meters[1][phase][quantity], (phase, quantity)
@@ -79,30 +82,100 @@ def test_resumed_run_is_bit_equal(fit: Any, tmp_path: Path, steps: tuple[int, ..
         assert code == 128 + signal.SIGTERM
         assert f"stopped by SIGTERM after step {stop + 1} of 20" in said
     assert fit("pieces", "--ckpt_path", "last", **changes)[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "pieces"))
-    whole, pieces = read_runs([str(tmp_path / "whole"), str(tmp_path / "pieces")])
-    assert [(p.flops, p.loss) for p in whole.curve] == [(p.flops, p.loss) for p in pieces.curve]
-    assert training_losses(tmp_path / "whole") == training_losses(tmp_path / "pieces")
-    kept = {name: sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "pieces")}
-    assert kept["whole"] == kept["pieces"]  # the best and the one at the switch too
+    assert_same_run(tmp_path / "whole", tmp_path / "pieces")
+
+
+class KillAt(Callback):
+    """Kills this process and those that it started with SIGKILL, in one situation of step ``step``.
+
+    Args:
+        step: the step to die at.
+        situation: ``training``, ``validation`` (its first batch is done), or the name of a checkpoint file, which then
+            is written but has not taken its place.
+    """
+
+    def __init__(self, step: int, situation: str = "training") -> None:
+        self.step, self.situation = step, situation
+
+    def die_if(self, trainer: Any, situation: str) -> None:
+        if (trainer.global_step, situation) == (self.step, self.situation):
+            os.killpg(0, signal.SIGKILL)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.die_if(trainer, "training")
+
+    def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.die_if(trainer, "validation")
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        replace = os.replace
+
+        def die_or_replace(source: Any, target: Any) -> None:
+            self.die_if(trainer, Path(target).name)
+            replace(source, target)
+
+        os.replace = die_or_replace
+
+
+def killed_at(folder: Path, shards: Path, step: int, situation: str, **changes: Any) -> dict[str, Any]:
+    """Starts or goes on with a run in processes of its own, in which it is killed; its last checkpoint, if any."""
+    kill = {"class_path": "tests.test_resume.KillAt"}
+    kill["init_args"] = {"step": step, "situation": situation}
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **changes), sort_keys=False))
+    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), "--ckpt_path", "last"]
+    command.append(f"--trainer.callbacks+={json.dumps(kill)}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    checkpoints = folder / "checkpoints"
+    assert any(checkpoints.glob("*.partial")) == situation.endswith(".ckpt")
+    for checkpoint in checkpoints.glob("*.ckpt"):
+        torch.load(checkpoint, weights_only=True)
+    return last(folder) if (checkpoints / "last.ckpt").exists() else {"global_step": 0}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Last checkpoints, curves, and the names of all checkpoints."""
+    assert_same_state(last(one), last(other))
+    runs = read_runs([str(one), str(other)])
+    curves = [[(p.step, p.flops, p.tokens, p.loss) for p in run.curve] for run in runs]
+    assert curves[0] == curves[1]
+    assert training_losses(one) == training_losses(other)
+    kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (one, other)]
+    assert kept[0] == kept[1]  # the best and the one at the switch too
+
+
+# Several kills in a row each: the step, the situation, and the step of the checkpoint that is left to go on from. The
+# switch is at step 10, a validation with its checkpoints every 4 steps.
+KILLS = [(7, "training", 4), (8, "last.ckpt", 4), (12, "validation", 8), (15, "training", 12)]
+KILLS_ACCUMULATING = [(4, "best-step=4.ckpt", 0), (10, "switch-recovery-step=10.ckpt", 8), (10, "training", 8)]
 
 
 @pytest.mark.slow
-def test_killed_run_loses_nothing(fit: Any, tmp_path: Path, shards: Path) -> None:
-    """SIGKILL in superposition and in recovery, between validations: the checkpoint of the last one is gone on from."""
-    changes = {"trainer__val_check_interval": 4, "trainer__log_every_n_steps": 2}
+@pytest.mark.parametrize(("accumulate", "workers", "kills"), [(1, 0, KILLS), (3, 2, KILLS_ACCUMULATING)])
+def test_killed_run_loses_nothing(
+    fit: Any, tmp_path: Path, shards: Path, accumulate: int, workers: int, kills: list[tuple[int, str, int]]
+) -> None:
+    changes = {"trainer__accumulate_grad_batches": accumulate, "trainer__val_check_interval": 4 * accumulate}
+    changes |= {"data__num_workers": workers, "model__config__init_args__attention_dropout": 0.1 * (accumulate > 1)}
     assert fit("whole", **changes)[0] == 0
-    path = tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(tiny_config(tmp_path / "killed", shards, **changes), sort_keys=False))
-    for step in (7, 14):
-        command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), "--ckpt_path", "last"]
-        done = subprocess.run([*command, *signal_at(step, signal.SIGKILL)], cwd=ROOT, capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    for step, situation, left in kills:
+        found = killed_at(tmp_path / "killed", shards, step, situation, **changes)
+        assert found["global_step"] == left, (step, situation)
     assert fit("killed", "--ckpt_path", "last", **changes)[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "killed"))
-    whole, killed = read_runs([str(tmp_path / "whole"), str(tmp_path / "killed")])
-    assert [(p.step, p.flops, p.loss) for p in whole.curve] == [(p.step, p.flops, p.loss) for p in killed.curve]
-    assert [p.step for p in whole.curve] == [4, 8, 12, 16, 20]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_last_checkpoint_is_the_last_also_where_the_loss_rises(fit: Any, tmp_path: Path) -> None:
+    """A run goes on from its last validation, and ends with its last weights, not from and with its best."""
+    rising = {"model__optimizer__init_args__lr": 10.0, "model__lr_schedule": {"warmup_steps": 18, "decay_share": 0.05}}
+    assert fit("run", **rising)[0] == 0
+    steps = {
+        path.name: torch.load(path, weights_only=True)["global_step"]
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+    }
+    assert steps.pop("last.ckpt") == 20
+    assert max(steps.values()) < 20, "the last weights were to be worse than earlier ones"
 
 
 def test_one_seed_repeats_bit_for_bit(fit: Any, tmp_path: Path) -> None:

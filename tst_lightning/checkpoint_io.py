@@ -1,42 +1,148 @@
-"""Checkpoints are written whole or not at all."""
+"""Checkpoints are written whole or not at all, and looked through before one is gone on from."""
 
-import io
+import errno
 import os
+import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from tst_lightning.errors import RunError
 
+_PARTIAL = ".partial"
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes beside the file and then replaces it: a full disk or a killed run leaves the previous one as it was.
 
-    Lightning's own writes to the system's temporary folder and moves, which from one file system to another is a copy.
+    Lightning's own builds a second copy in memory, writes to the system's temporary folder and moves, which from one
+    file system to another is a copy. To train on when the disk is full, name this class in the YAML::
+
+        trainer:
+          plugins:
+            class_path: tst_lightning.checkpoint_io.WholeCheckpointIO
+            init_args: {on_error: continue}
+
+    Args:
+        on_error: what a checkpoint does that the file system refuses: ``stop`` ends the run; ``continue`` warns, keeps
+            the earlier ones and trains on. A run whose very last one is refused ends with an error either way.
+
+    Attributes:
+        failures: checkpoints refused so far.
+        failure: why the last one asked for was refused; None if it was written.
     """
 
+    def __init__(self, on_error: Literal["stop", "continue"] = "stop") -> None:
+        self.on_error = on_error
+        self.failures = 0
+        self.failure: str | None = None
+        # A checkpoint never written -> the earlier one that was kept for it.
+        self._stands_in: dict[str, str] = {}
+        self._refused = ""
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Saves a checkpoint.
+        """Saves a checkpoint; under ``on_error: continue``, or says why not.
 
         Raises:
             RunError: the file system refuses; names file and reason.
         """
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
-        beside = Path(f"{path}.partial")
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "wb") as file:
-                file.write(buffer.getbuffer())
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            _write_whole(checkpoint, Path(path))
         except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise RunError(
-                f"checkpoint '{path}' can't be written: {error.strerror}; earlier ones are whole. Mend that (free some"
-                " space), then go on with --ckpt_path last"
-            ) from error
+            self.failures += 1
+            self.failure = f"checkpoint '{path}' can't be written: {error.strerror}"
+            self._refused = str(path)
+            if self.on_error == "stop":
+                raise RunError(
+                    f"{self.failure}; earlier ones are whole. Mend that (free some space), then go on with"
+                    " --ckpt_path last"
+                ) from error
+            print(
+                f"warning: {self.failure} (failure {self.failures} of this start); earlier ones are kept, training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+        else:
+            self.failure = None
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint that another one has replaced, unless that one could not be written."""
+        # The caller believes that every save succeeded: what it removes may be a file that was never there, and another
+        # one may lie on disk in its stead.
+        there = self._stands_in.pop(str(path), str(path))
+        if self.failure is None:
+            super().remove_checkpoint(there)
+        else:
+            self._stands_in[self._refused] = there
+
+
+def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"*.ckpt{_PARTIAL}"):  # of a run killed while it wrote
+        leftover.unlink(missing_ok=True)
+    beside = path.with_name(path.name + _PARTIAL)
+    try:
+        with open(beside, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        # torch closes its archive on the way out and complains that this failed as well.
+        refusal = next((one for one in _chain(error) if isinstance(one, OSError)), None)
+        if refusal is None:
+            raise
+        raise refusal from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
+            raise
+    finally:
+        os.close(folder)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+def read_step(path: Path) -> int:
+    """Looks a checkpoint file through, every byte of it, and gives the step that it was written at.
+
+    torch reads tensors without looking at the checksums that it wrote beside them.
+
+    Raises:
+        RunError: the file is cut off or altered, would run code when loaded, or is not of `tst fit`.
+        OSError: it can't be opened.
+    """
+    reason = "cut off, or of another format"
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                reason = ""
+                altered = archive.testzip() or next(filter(_marked_as_folder, archive.infolist()), None)
+            if altered:
+                reason = "altered since it was written"
+                raise zipfile.BadZipFile(altered)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # zipfile and torch have a dozen kinds, OSError for an absurd offset among them
+            reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RunError(f"checkpoint '{path}' can't be read ({reason})") from error
+    if not isinstance(content, dict) or not {"state_dict", "global_step", "loops"} <= content.keys():
+        raise RunError(f"'{path}' is no checkpoint of `tst fit` (no state_dict and loops in it)")
+    return content["global_step"]
+
+
+def _marked_as_folder(entry: zipfile.ZipInfo) -> bool:
+    # No checksum covers this bit, by which torch would take uninitialised memory for the tensor.
+    return bool(entry.external_attr & 0x10)

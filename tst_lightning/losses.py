@@ -13,10 +13,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossSum:
-    """A loss before division: ``total`` nats (scalar, float32 or wider) over ``count`` positions."""
+    """A loss before division.
 
-    total: Tensor
+    Attributes:
+        parts: (P,) nats, float32 or wider, one part a position or a row.
+        count: positions over all parts.
+    """
+
+    parts: Tensor
     count: int
+
+    def by_row(self, rows: int) -> "LossSum":
+        """The same with one part a row, for positions that lie row after row."""
+        return LossSum(self.parts.view(rows, -1).sum(1), self.count)
+
+    @property
+    def total(self) -> Tensor:
+        """Nats over all parts, a scalar."""
+        return self.parts.sum()
 
     @property
     def mean(self) -> Tensor:
@@ -44,11 +58,11 @@ def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weigh
         weights: (s,) summing to 1.
 
     Returns:
-        The sum over positions, in nats, and N.
+        A part a position, in nats, and N.
     """
     logits = _logits(hidden, head)
     target_term = logits.gather(-1, targets) @ weights.to(logits)
-    return LossSum((torch.logsumexp(logits, -1) - target_term).sum(), targets.shape[0])
+    return LossSum(torch.logsumexp(logits, -1) - target_term, targets.shape[0])
 
 
 def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
@@ -60,6 +74,6 @@ def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> L
         targets: (N,) ids.
 
     Returns:
-        The sum over positions, in nats, and N.
+        A part a position, in nats, and N.
     """
-    return LossSum(F.cross_entropy(_logits(hidden, head), targets, reduction="sum"), targets.shape[0])
+    return LossSum(F.cross_entropy(_logits(hidden, head), targets, reduction="none"), targets.shape[0])

@@ -1,6 +1,7 @@
 """Validation metrics of next-token prediction, exact over batches and ranks."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -43,3 +44,29 @@ class NextTokenMetrics(Metric):
             "bits_per_byte": loss / math.log(2) / self.bytes_per_token,
             "tokens": self.count,
         }
+
+
+def score_mixture(metrics: Mapping[str, NextTokenMetrics], shares: Mapping[str, float]) -> dict[str, Tensor]:
+    """The metrics of a mixture, from those of its corpora.
+
+    Args:
+        metrics: of each corpus.
+        shares: of each corpus in the training tokens, summing to 1.
+
+    Returns:
+        ``loss``, the mean by share, so that of a token drawn as in training; its perplexity and bits per byte; the
+        ``tokens`` in all; and, where there are several, each corpus' own under ``loss/NAME`` and so on. One corpus gives
+        its own metrics as they are.
+    """
+    scores = {name: metric.compute() for name, metric in metrics.items()}
+    if len(scores) == 1:
+        return dict(*scores.values())
+    loss = torch.stack([shares[name] * score["loss"] for name, score in scores.items()]).sum()
+    bytes_per_token = sum(shares[name] * metric.bytes_per_token for name, metric in metrics.items())
+    whole = {
+        "loss": loss,
+        "perplexity": loss.exp(),
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "tokens": torch.stack([score["tokens"] for score in scores.values()]).sum(),
+    }
+    return whole | {f"{key}/{name}": value for name, score in scores.items() for key, value in score.items()}

@@ -6,13 +6,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError, RunError
-from tst_lightning.metrics import NextTokenMetrics
+from tst_lightning.metrics import NextTokenMetrics, score_mixture
 from tst_lightning.modeling import CausalLM, build_causal_lm
 from tst_lightning.optim import WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
@@ -46,7 +46,9 @@ class SuperpositionModule(LightningModule):
         self.validation = NextTokenPhase()
         self.model: CausalLM
         self._schedule: PhaseSchedule | None = None
-        self._step_loss: Tensor = torch.zeros(())
+        self._corpus_loss: Tensor = torch.zeros(())
+        self._corpus_rows: list[int] = []
+        self._planned_steps: int | None = None
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -84,23 +86,26 @@ class SuperpositionModule(LightningModule):
                 gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.manifest.vocab_size > self.config.vocab_size:
+        ids = data.tokenizer.vocab_size
+        if ids > self.config.vocab_size:
             raise ConfigError(
-                f"the shards' tokenizer has {data.manifest.vocab_size:,} ids, the model's vocabulary"
-                f" {self.config.vocab_size:,}; set model.config.vocab_size to {data.manifest.vocab_size} or more"
+                f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {self.config.vocab_size:,}; set"
+                f" model.config.init_args.vocab_size to {ids} or more"
             )
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is not None and data.seq_len > positions:
             raise ConfigError(
                 f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
-                " model.config.max_position_embeddings"
+                " model.config.init_args.max_position_embeddings"
             )
         algorithm = self.trainer.gradient_clip_algorithm
         if algorithm not in (None, "norm"):
             raise ConfigError(
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
-        self.val_metrics = NextTokenMetrics(data.manifest.val.bytes_per_token)
+        self.val_metrics = nn.ModuleDict(
+            {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over decay and no-decay groups, and the schedule stepped with it."""
@@ -110,21 +115,42 @@ class SuperpositionModule(LightningModule):
                 f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}, but the run has only {total} steps;"
                 " lower it, or raise trainer.max_steps"
             )
+        groups = decay_groups(self.model.named_parameters())
         try:
-            optimizer = self.optimizer(decay_groups(self.model.named_parameters()))
-        except ValueError as error:
-            raise ConfigError(f"model.optimizer refuses its values: {error}") from error
+            optimizer = self.optimizer(groups)
+        except (ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
+            raise ConfigError(f"model.optimizer refuses its values: {str(error) or type(error).__name__}") from error
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def consequence(self) -> str | None:
+        """What it means for the learning rate that the run goes on with another number of steps than it was laid out
+        for; None where it is the same.
+        """
+        was, now = self._planned_steps, self.trainer.max_steps
+        if was in (None, now):
+            return None
+        step = self.trainer.global_step
+        before, after = (self.lr_schedule.factor(step, steps) for steps in (was, now))
+        if all(self.lr_schedule.factor(k, was) == self.lr_schedule.factor(k, now) for k in range(step)):
+            return f"{now:,} steps instead of {was:,}: the learning rate had not begun to decay and is none the worse"
+        return (
+            f"{now:,} steps instead of {was:,}: the learning rate had begun to decay, and goes from {before:.0%} of its"
+            f" peak back to {after:.0%}; this is not the run that one laid out for {now:,} steps would have been"
+        )
+
     # -- training -----------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The phase's loss, in nats a position, of a batch of its rows.
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The phase's loss on a batch of its rows.
 
         Args:
             batch: ``tokens`` (B, phase.row_tokens(L)) int64, and the phase that the stream cut them for.
             batch_idx: micro-batch of the run.
+
+        Returns:
+            ``loss`` in nats a position, to be minimised, and ``row_losses`` (B,), the same of each row.
 
         Raises:
             RunError: stream and run disagree about the phase.
@@ -135,23 +161,36 @@ class SuperpositionModule(LightningModule):
                 f"step {self.trainer.global_step} belongs to phase '{name}' (bag size {phase.bag_size}), but its batch was"
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
-        return self.model(batch["tokens"], phase).mean
+        loss = self.model(batch["tokens"], phase)
+        return {"loss": loss.mean, "row_losses": loss.parts.detach() * (len(loss.parts) / loss.count)}
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag.
+        """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
+        each corpus' own, where the step read it.
 
         Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value.
         """
         accumulate = self.trainer.accumulate_grad_batches
-        self._step_loss = self._step_loss + outputs["loss"].detach()  # Lightning has divided it by `accumulate`
+        corpora = torch.arange(len(batch["corpus_rows"]), device=self.device)
+        of_corpus = (batch["corpus"] == corpora[:, None]).to(outputs["row_losses"])
+        self._corpus_loss = self._corpus_loss + of_corpus @ outputs["row_losses"]
+        self._corpus_rows = [
+            a + b for a, b in zip(self._corpus_rows or [0] * len(corpora), batch["corpus_rows"], strict=True)
+        ]
         if (batch_idx + 1) % accumulate:
             return
-        loss, self._step_loss = self._step_loss, torch.zeros((), device=self.device)
+        loss, rows = self._corpus_loss, self._corpus_rows
+        self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if (batch_idx + 1) % (accumulate * self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            mean = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
+            # All ranks draw the corpora in the same order, so their rows agree.
+            sums = self.trainer.strategy.reduce(loss, reduce_op="mean").tolist()
+            tag = f"train/{batch['phase']}/loss"
+            values = {tag: sum(sums) / sum(rows)}
+            if len(rows) > 1:
+                names = [corpus.name for corpus in self.trainer.datamodule.corpora]  # type: ignore[attr-defined]
+                values |= {f"{tag}/{n}": s / r for n, s, r in zip(names, sums, rows, strict=True) if r}
             for logger in self.loggers:
-                step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-                logger.log_metrics({f"train/{batch['phase']}/loss": mean}, step=step)
+                logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def configure_gradient_clipping(
         self,
@@ -166,31 +205,37 @@ class SuperpositionModule(LightningModule):
 
     # -- validation ---------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Next-token loss of ``tokens`` (B, L + 1), whatever the phase."""
-        self.val_metrics.update(self.model(batch["tokens"], self.validation))
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Next-token loss of ``tokens`` (B, L + 1) of one corpus, whatever the phase."""
+        metrics: Any = list(self.val_metrics.values())[dataloader_idx]
+        metrics.update(self.model(batch["tokens"], self.validation))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss (nats a token), perplexity and bits per byte over the whole split."""
+        """Logs loss (nats a token), perplexity and bits per byte over the validation splits."""
         self._log_metrics("val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As :meth:`validation_step`."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """As :meth:`on_validation_epoch_end`, under ``test/``."""
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        metrics = self.val_metrics.compute()
-        self.val_metrics.reset()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, prog_bar=True)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        shares = {corpus.name: corpus.share for corpus in data.corpora}
+        metrics: Any = dict(self.val_metrics.items())
+        scores = score_mixture(metrics, shares)
+        for metric in metrics.values():
+            metric.reset()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, prog_bar=True)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the random state, so that dropout goes on as it would have."""
+        """Adds the steps that the run is laid out for, and the random state, so that dropout goes on as it would have."""
+        checkpoint["total_steps"] = self.trainer.max_steps
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
@@ -210,6 +255,7 @@ class SuperpositionModule(LightningModule):
                     f" {here.get(name, 'none')} here; restore model.config, or start a new run"
                 )
         self._rng = checkpoint.get("rng")
+        self._planned_steps = checkpoint.get("total_steps")
 
     def on_train_start(self) -> None:
         """Restores the random state of a resumed run.
@@ -223,7 +269,12 @@ class SuperpositionModule(LightningModule):
                 f"the checkpoint is of another optimizer: {type(optimizer).__name__} needs {', '.join(missing)}, which it"
                 " does not hold; restore model.optimizer, or start a new run"
             )
-        self._step_loss = torch.zeros((), device=self.device)
+        self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
+        if self._planned_steps not in (None, self.trainer.max_steps):
+            # The saved rate is of the schedule that the run was laid out for.
+            factor = self.lr_schedule.factor(self.trainer.global_step, self.trainer.max_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
         if rng := getattr(self, "_rng", None):
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and torch.cuda.is_available():

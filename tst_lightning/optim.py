@@ -22,10 +22,10 @@ class WarmupStableDecay:
 
     def __init__(self, warmup_steps: int = 0, decay_share: float = 0.1, floor: float = 0.0) -> None:
         if warmup_steps < 0:
-            raise ConfigError(f"warmup_steps is {warmup_steps}; it must not be negative")
+            raise ConfigError(f"lr_schedule.warmup_steps is {warmup_steps}; it must not be negative")
         for name, value in (("decay_share", decay_share), ("floor", floor)):
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}; it must lie between 0 and 1")
+                raise ConfigError(f"lr_schedule.{name} is {value}; it must lie between 0 and 1")
         self.warmup_steps = warmup_steps
         self.decay_share = decay_share
         self.floor = floor

@@ -70,7 +70,7 @@ def totals(row: dict[str, float]) -> dict[str, float]:
 
 
 def saved_totals(checkpoint: dict[str, Any]) -> dict[str, float]:
-    phases = checkpoint["callbacks"]["FlopsMeter"].values()
+    phases = checkpoint["callbacks"]["FlopsMeter"]["phases"].values()
     return {quantity: sum(phase[quantity] for phase in phases) for quantity in QUANTITIES}
 
 
@@ -111,8 +111,7 @@ def test_rates_are_what_was_done_over_the_seconds_between(
 @pytest.mark.parametrize(("steps", "every", "kept"), [(6, 2, 1), (3, 1, 0)])
 def test_seconds_are_of_training_alone(fit: Any, tmp_path: Path, steps: int, every: int, kept: int) -> None:
     changes = {"trainer__max_steps": steps, "trainer__val_check_interval": every, "trainer__limit_val_batches": 1}
-    keep = "callbacks__best_and_last__init_args__"
-    changes |= {f"{keep}save_top_k": kept, f"{keep}save_last": bool(kept)}
+    changes |= {f"callbacks__{name}__init_args__save_top_k": kept for name in ("best", "last")}
     code, said = fit("run", SLEEPER, **changes)
     assert code == 0, said
     slept = json.loads((tmp_path / "run" / "sleeper.json").read_text())
@@ -161,7 +160,7 @@ def test_state_goes_around() -> None:
     assert other.per_phase == one.per_phase and list(other.per_phase) == list(one.per_phase)
     assert other.total == Totals(10**24 + 3, 10, 3, 0.75)
     one.per_phase["recovery"].seconds += 1
-    assert asdict(other.per_phase["recovery"]) == state["recovery"]
+    assert asdict(other.per_phase["recovery"]) == state["phases"]["recovery"]
 
 
 @pytest.mark.slow

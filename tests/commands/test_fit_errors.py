@@ -3,10 +3,11 @@
 import functools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def put(path: str, value: Any) -> Callable[[Config], None]:
 MODEL = "model.config.init_args"
 BAGS = "model.phases.superposition.init_args"
 ADAM = "model.optimizer.init_args"
-CHECKPOINT = "callbacks.best_and_last"
+CHECKPOINT = "callbacks.best"
 HELP = "see `tst fit --help`"
 
 
@@ -77,8 +78,8 @@ HELP = "see `tst fit --help`"
         # unknown keys
         ("modle", 1, ["Option 'modle' is not accepted", HELP]),
         (f"{MODEL}.hiden_size", 3, ["model.config: transformers.LlamaConfig: Option 'hiden_size' is not", HELP]),
-        (f"{BAGS}.bagsize", 3, ["model.phases: tst_lightning.phases.SuperpositionPhase: Option 'bagsize' is not"]),
-        ("data.sharts", "x", ["Option 'data.sharts' is not accepted"]),
+        (f"{BAGS}.bagsize", 3, ["model.phases.superposition: tst_lightning.phases.Sup", "Option 'bagsize' is not"]),
+        ("data.sharts", "x", ["Option 'data.sharts' is not accepted; is it 'data.shards'?"]),
         ("trainer.max_step", 3, ["Option 'trainer.max_step' is not accepted"]),
         (f"{ADAM}.learning_rate", 1, ["model.optimizer: Option 'learning_rate' is not accepted"]),
         ("model.lr_schedule.warmup", 1, ["model.lr_schedule", "Option 'warmup' is not accepted"]),
@@ -88,7 +89,7 @@ HELP = "see `tst fit --help`"
         ("data.seq_len", None, ["required: data.seq_len"]),
         ("data.shards", ..., ["required: data.shards"]),
         (f"{MODEL}.hidden_size", "abc", ["model.config", "hidden_size: expected int, got abc"]),
-        (f"{MODEL}.hidden_size", None, ["'hidden_size' expected int, got NoneType (value: None)"]),
+        (f"{MODEL}.hidden_size", None, ["hidden_size: expected int, got null"]),
         (f"{BAGS}.bag_size", "abc", ["model.phases", "bag_size: expected int, got abc"]),
         (f"{BAGS}.bag_size", 2.5, ["bag_size: expected int, got 2.5"]),
         (f"{BAGS}.share", "abc", ["share: expected float, got abc"]),
@@ -111,6 +112,54 @@ HELP = "see `tst fit --help`"
         ("callbacks.flops_meter", ..., ["RunRecord needs a FlopsMeter", "add one"]),
         ("run_dir", ..., ["run_dir is not given", "--run_dir"]),
         ("trainer.default_root_dir", "${run_dirr}", ["run_dirr", "not found", "trainer.default_root_dir"]),
+        (f"{ADAM}.betas", [2.0, 0.9], ["model.optimizer refuses its values", "Invalid beta parameter at index 0: 2.0"]),
+        ("model.optimizer", {"class_path": "torch.optim.Muon"}, ["model.optimizer refuses its values: Muon only"]),
+        ("model.optimizer", {"class_path": "torch.optim.SparseAdam"}, ["SparseAdam fails with its", "dense gradients"]),
+        (f"{MODEL}.initializer_range", "x", ["model.config", "initializer_range: expected float, got x"]),
+        ("loggers.tensorboard.init_args.flush_secs", 1e39, ["TensorBoardLogger fails with its values: OverflowError"]),
+        ("loggers.tensorboard.init_args.flush_secs", "~120", ["TensorBoardLogger fails with its values: TypeError"]),
+        ("trainer.strategy", "best", ["Trainer refuses its values", "strategy='best'"]),
+        ("model.config", {"class_path": "transformers.BertConfig"}, ["BertLMHeadModel has a bias on its LM head"]),
+        ("model.config", {"class_path": "transformers.CLIPConfig"}, ["no causal language model", "CLIPConfig"]),
+        (f"{MODEL}.attention_dropout", 3, ["LlamaConfig can't run with its values", "between 0 and 1, but got 3"]),
+        ("run_dir", "~/x", ["run_dir is '~/x'", "write the folder out"]),
+        # values of another shape
+        ("trainer", [1, 2], ["trainer: expected a mapping of options, got [1, 2]"]),
+        ("config", "x.yaml", ["has 'config' at its root", "remove it"]),
+        ("callbacks", 3, ["callbacks: expected a mapping"]),
+        ("callbacks.progress", {}, ["callbacks.progress has no class_path"]),
+        ("callbacks.progress.class_path", None, ["callbacks.progress.class_path: expected a class", "got null"]),
+        ("callbacks.progress.init_args", 7, ["callbacks.progress.init_args: expected a mapping", "got 7"]),
+        ("callbacks.progress.refresh_rate", 7, ["callbacks.progress: not accepted beside class_path: refresh_rate"]),
+        ("callbacks.class_path", "X", ["callbacks maps names to objects", "callbacks.NAME.class_path"]),
+        (
+            "loggers.csv.class_path",
+            "lightning.pytorch.loggers.Logger",
+            ["loggers.csv: ", "Logger is abstract; name one"],
+        ),
+        ("loggers.csv.class_path", "run", ["loggers.csv: expected a class such as package.Class, got run"]),
+        ("data.block_rows", None, ["data.block_rows: expected int, got null"]),
+        ("data.seq_len", "x" * 1000, ["data.seq_len: expected int (see"]),
+        ("data.seq_len", "\u202e", ["data.seq_len: expected int, got \\u202e"]),
+        ("trainer.default_root_dir", "${", ["a ${...} can't be resolved"]),
+        ("trainer.default_root_dir", "a\0b", ["config.yaml', line", "a NUL character"]),
+        ("model.lr_schedule.decay_share", 10**400, ["model.lr_schedule", "int too large to convert to float"]),
+        # more than there is
+        (f"{MODEL}.hidden_size", 10**9, ["8e+18 parameters", "this machine has", "model.config.init_args smaller"]),
+        (f"{MODEL}.vocab_size", -7, ["model.config.init_args.vocab_size is -7", "at least 1"]),
+        (f"{MODEL}.num_hidden_layers", 10**6, ["num_hidden_layers is 1000000", "at most 10,000"]),
+        (f"{MODEL}.num_hidden_layers", 0, ["num_hidden_layers is 0", "at least 1"]),
+        ("data.batch_size", 10**9, ["micro-batch of 1,000,000,000 rows of 16 positions", "lower data.batch_size"]),
+        ("data.batch_size", 10**40, ["data.batch_size is 1000", "64 bits"]),
+        ("data.num_workers", 10**6, ["data.num_workers is 1000000", "between 0 and"]),
+        ("data.seed", -1, ["data.seed is -1", "between 0 and 4,294,967,295"]),
+        ("seed_everything", -1, ["seed_everything is -1", "between 0 and 4,294,967,295"]),
+        ("trainer.devices", 10**6, ["trainer.devices is 1000000", "processes make sense"]),
+        ("trainer.num_nodes", 2, ["trainer.num_nodes is 2", "MASTER_ADDR"]),
+        ("trainer.accumulate_grad_batches", 0, ["accumulate_grad_batches is 0", "at least 1"]),
+        ("trainer.accumulate_grad_batches", 10**15, ["accumulate_grad_batches 1000000000000000", "at most"]),
+        ("trainer.log_every_n_steps", 0, ["log_every_n_steps is 0", "at least 1"]),
+        (f"{BAGS}.bag_size", 10**9, ["bag_size is 1000000000", "at most 65,536"]),
         # phases and steps
         (f"{BAGS}.share", ..., ["only one phase", "superposition and recovery name no share"]),
         ("model.phases.recovery.init_args.share", 0.6, ["sum to 1.1, not 1", "superposition 0.5, recovery 0.6"]),
@@ -121,7 +170,7 @@ HELP = "see `tst fit --help`"
         (f"{BAGS}.weighting", "even", ["unknown bag weighting 'even'", "uniform, power_law"]),
         ("model.phases", {}, ["model.phases is empty"]),
         ("trainer.max_steps", ..., ["trainer.max_steps is -1", "--trainer.max_steps 1000"]),
-        ("trainer.max_steps", None, ["trainer.max_steps is null"]),
+        ("trainer.max_steps", None, ["trainer.max_steps: expected int, got null"]),
         ("model.lr_schedule.warmup_steps", 20, ["warmup_steps is 20", "only 20 steps"]),
         ("model.lr_schedule.decay_share", 2.0, ["decay_share is 2.0", "between 0 and 1"]),
         ("trainer.limit_train_batches", 3, ["limit_train_batches is 3", "leave limit_train_batches at null"]),
@@ -130,18 +179,20 @@ HELP = "see `tst fit --help`"
         ("trainer.val_check_interval", 40, ["val_check_interval is 40", "20 batches", "choose a divisor"]),
         ("trainer.val_check_interval", 0, ["val_check_interval is 0", "choose a divisor"]),
         # data and model that don't fit together
-        (f"{MODEL}.vocab_size", 300, ["320 ids", "vocabulary 300", "set model.config.vocab_size to 320 or more"]),
+        (f"{MODEL}.vocab_size", 300, ["320 ids", "vocabulary 300", "set model.config.init_args.vocab_size to 320"]),
         ("data.seq_len", 17, ["data.seq_len is 17", "16 positions", "max_position_embeddings"]),
         ("data.seq_len", 0, ["data.seq_len is 0", "at least 1"]),
         ("data.block_rows", 2**20, ["too small", "no shard file holds a block", "lower data.seq_len"]),
+        ("data.shards", "/", ["'/' is not finished (no manifest.json)", "name that FOLDER here"]),
         ("data.shards", "/nowhere/shards", ["no shards at '/nowhere/shards'", "tst prepare"]),
     ],
 )
-def test_configuration(refused: Refused, path: str, value: Any, says: list[str]) -> None:
+def test_configuration(refused: Refused, tmp_path: Path, path: str, value: Any, says: list[str]) -> None:
     said = refused(edit=put(path, value))
     for part in says:
         assert part in said
     assert len(said) < 400
+    assert not (tmp_path / "run").exists(), "a refused start leaves nothing behind"
 
 
 @pytest.mark.parametrize(
@@ -160,10 +211,78 @@ def test_command_line(refused: Refused, arguments: list[str], says: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("a: [1\nb: {", "line 2"), ("- 1\n", "Unexpected config"), ("\0", "#x0000")]
+    ("text", "says"),
+    [
+        ("a: [1\nb: {", "config.yaml', line 2, column 2: no YAML: expected ','"),
+        ("a: 1\n\tb: 2", "line 2, column 1: no YAML: found character '\\t'"),
+        ("- 1\n", "config.yaml' holds no mapping of options"),
+        ("# nothing\n", "config.yaml' is empty"),
+        ("\0", "config.yaml' can't be read as YAML: character U+0000 at 0"),
+        ("data: {seed: 1, seed: 2}", "line 1, column 17: 'seed' is given a second time, first in line 1"),
+        ("data: &a {seed: *a}", "line 1, column 7: this value holds itself"),
+        ("data: {seed: *b}", "line 1, column 14: no YAML: found undefined alias 'b'"),
+        ("data: " + "[" * 60 + "]" * 60, "line 1, column 57: nested too deeply"),
+        ("data: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        (
+            "a: &a [1, 2]\n"
+            + "".join(
+                f"{c}: &{c} [*{p}, *{p}]\n" for p, c in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
+            ),
+            "more than 100,000 values",
+        ),
+        ("data: {? [1] : 2}", "line 1, column 10: a key must be text"),
+        ("data:\n  seed: !!float abc", "line 2, column 9: 'abc' is no float"),
+        ("data:\n  seed: 2026-99-99", "line 2, column 9: '2026-99-99' is no timestamp"),
+        ("data: !mine {seed: 1}", "line 1, column 7: could not determine a constructor for the tag '!mine'"),
+        ("data:\n  <<: 3", "line 2, column 7: expected a mapping"),
+    ],
+    ids=lambda value: value[:24].encode("unicode_escape").decode(),
 )
 def test_malformed_yaml(refused: Refused, text: str, says: str) -> None:
     assert says in refused(text=text)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"a: \xff", "byte 0xff at 3"), ("a: 1".encode("utf-16"), "byte 0xff at 0")]
+)
+def test_no_text(refused: Refused, tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_bytes(content)
+    assert f"'{path}' is no UTF-8 text ({says}); save it as UTF-8" in refused("--config", str(path))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Leaves half a GiB of address space to this process."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the size of a process is read from Linux's /proc")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**29, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_model_that_does_not_fit_after_all(refused: Refused, tmp_path: Path, little_memory: None) -> None:
+    """Its first matrix of 1 GiB is more than is left to the process; the machine, whose memory was asked, has more."""
+
+    def edit(config: Config) -> None:
+        config["model"]["config"]["init_args"] |= {"hidden_size": 16_384, "num_hidden_layers": 1}
+
+    said = refused(edit=edit, code=1)
+    assert "out of memory with 1,0" in said and "parameters, micro-batches of 4 rows of 16 positions" in said
+    assert "can't allocate memory: you tried to allocate 1073741824 bytes" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_in_the_folder_already_stays(refused: Refused, tmp_path: Path) -> None:
+    kept = tmp_path / "run" / "csv" / "version_0" / "metrics.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("step\n")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in (tmp_path / "run").rglob("*")}
+    assert "Muon only" in refused("--model.optimizer", "torch.optim.Muon")
+    assert {path: path.is_file() and path.read_bytes() for path in (tmp_path / "run").rglob("*")} == before
 
 
 def test_two_phases_that_both_fill_the_run_are_refused(refused: Refused) -> None:
@@ -209,10 +328,13 @@ def change_tokenizer(folder: Path) -> None:
         (lambda folder: cut(chunk(folder)), [".bin' has ", "were recorded: restore it"]),
         (lambda folder: chunk(folder).unlink(), [".bin' is missing: restore it"]),
         (lambda folder: swap_for_folder(chunk(folder)), [".bin' is missing"]),
-        (lambda folder: cut(folder / "train" / "index.json"), ["index.json' is damaged"]),
-        (lambda folder: (folder / "val" / "index.json").write_text('{"chunks": []}'), ["index.json", "does not list"]),
+        (lambda folder: cut(folder / "train" / "index.json"), ["index.json' can't be understood"]),
+        (
+            lambda folder: (folder / "val" / "index.json").write_text('{"chunks": []}'),
+            ["index.json' is damaged", "it lists 0 chunks"],
+        ),
         (change_tokenizer, ["tokenizer.json' is not the tokenizer that the shards were made with", "restore it"]),
-        (lambda folder: cut(folder / "tokenizer.json"), ["tokenizer.json' is damaged"]),
+        (lambda folder: cut(folder / "tokenizer.json"), ["tokenizer.json' can't be understood"]),
     ],
 )
 def test_damaged_shards(refused: Refused, shards: Path, tmp_path: Path, damage: Any, says: list[str]) -> None:
@@ -258,7 +380,6 @@ def test_unreadable_checkpoint(refused: Refused, finished: Path, tmp_path: Path,
         (f"{MODEL}.num_hidden_layers", 3, ["of another model", "layers.2", "none in it"]),
         ("data.batch_size", 2, ["another data layout (batch_size: 4 in the checkpoint, 2 now)", "Restore"]),
         ("data.seed", 2, ["another data layout (seed: 1 in the checkpoint, 2 now)"]),
-        ("trainer.max_steps", 6, ["another data layout (phases", "start a new run"]),
         ("model.optimizer", {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, ["another optimizer", "SGD"]),
     ],
 )

@@ -1,9 +1,12 @@
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tst_lightning.__main__ import main
 from tst_lightning.shards.manifest import Manifest
 
@@ -31,8 +34,11 @@ def test_the_summary_says_what_was_written_then_that_it_is_reused(corpus, capsys
     assert f"train      {manifest.train.tokens:,} tokens in {manifest.train.documents} documents and 1 chunks" in out
     assert f"{manifest.val.bytes_per_token:.2f} bytes per token" in out
     assert f"{manifest.vocab_size:,} ids, uint16" in out
-    assert f"leave out {manifest.train.tokens % 4104:,} of train, {manifest.val.tokens % 4104:,} of val" in out
-    assert "next       tst fit" in out
+    train, val = manifest.train.tokens % 4104, manifest.val.tokens % 513
+    assert (
+        f"bags of 8, 512 positions: of train {train:,} tokens ({train / manifest.train.tokens:.2%}) in blocks of 4,104,"
+        f" of val {val:,} tokens ({val / manifest.val.tokens:.2%}) in rows of 513\n"
+    ) in out
 
     assert main(ARGUMENTS) == 0
     again = capsys.readouterr().out
@@ -47,6 +53,97 @@ def test_the_summary_says_what_was_written_then_that_it_is_reused(corpus, capsys
     )
     assert main([*ARGUMENTS, "--max_bytes", "9000", "--overwrite"]) == 0
     assert Manifest.read("out").sources["documents"] < manifest.sources["documents"]
+
+
+def test_the_next_command_can_be_given_as_it_stands(corpus, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tst"])
+    (Path.cwd() / "texts/long.txt").write_text("".join(f"{i * 7919 % 100_003} " for i in range(10_000)))
+    out = "my shards"
+    assert main(["prepare", "texts", "--out", out, "--vocab_size", "300", "--val_share", "0.4"]) == 0
+    (configs := Path("configs/quickstart")).mkdir(parents=True)
+    (configs / "tst.yaml").write_bytes((ROOT / "configs/quickstart/tst.yaml").read_bytes())
+    quick = ["--model.lr_schedule.warmup_steps", "2"]
+    for run_dir in ("runs/my shards", "runs/my shards-2"):
+        assert main(["prepare", "texts", "--out", out, "--vocab_size", "300", "--val_share", "0.4"]) == 0
+        words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+        assert words[:3] == ["next", "tst", "fit"]
+        assert main([*words[2:], "--trainer.max_steps", "10", "--trainer.val_check_interval", "10", *quick]) == 0
+        assert Path(run_dir, "run.json").exists()
+
+
+def test_links_out_of_the_inputs_are_named_and_counted(corpus, capsys):
+    os.mkdir("secret")
+    Path("secret/key.txt").write_text("secret")
+    for i in range(7):
+        os.symlink("../secret/key.txt", f"texts/link{i}.txt")
+    os.symlink("../secret", "texts/folder")
+    assert main(ARGUMENTS) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(
+        "not followed: 8 links that lead out of the inputs or nowhere ('texts/folder', 'texts/link0.txt',"
+    )
+    assert "1 undecodable skipped, 8 links not followed)" in captured.out
+    assert Manifest.read("out").sources["files"] == 32
+    assert Manifest.read("out").sources["skipped_links"] == 8
+
+
+@pytest.fixture
+def prepared(corpus, capsys):
+    assert main([*ARGUMENTS, "--chunk_bytes", "4096"]) == 0
+    capsys.readouterr()
+    return Path("out")
+
+
+def test_whole_shards_are_verified(prepared, capsys):
+    assert main(["prepare", "--verify", "out"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    manifest = Manifest.read("out")
+    chunks = len(manifest.train.chunks) + len(manifest.val.chunks)
+    assert f"of {chunks} chunks of {manifest.train.tokens + manifest.val.tokens:,} tokens" in lines[0]
+    assert lines[1:] == ["ok"]
+    (prepared / "val/.DS_Store").touch()
+    assert main(["prepare", "--verify", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "note       no part of the shards, and not read: 'val/.DS_Store'",
+        "ok",
+    ]
+
+
+def test_every_damage_is_listed(prepared, capsys):
+    (prepared / "train/chunk-0-1.bin").unlink()
+    (prepared / "val/index.json").write_text("{}")
+    with open(prepared / "train/chunk-0-0.bin", "r+b") as file:
+        file.truncate(100)
+    assert main(["prepare", "--verify", "out"]) == 1
+    captured = capsys.readouterr()
+    damaged = [line for line in captured.out.splitlines() if line.startswith("damaged    ")]
+    assert [line.split("'")[1] for line in damaged] == [
+        "out/train/chunk-0-0.bin",
+        "out/train/chunk-0-1.bin",
+        "out/val/index.json",
+    ]
+    assert "ok" not in captured.out.splitlines()
+    assert captured.err == (
+        "error: 3 of the files of 'out' found not as they were written, listed above; restore them, or prepare the shards"
+        " again: `tst prepare ... --out out --overwrite`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verify", "nothing"], "error: no shards at 'nothing': run `tst prepare ... --out nothing`"),
+        (["--verify", "texts"], "error: 'texts' is not finished (no manifest.json): run"),
+        (["--verify", "out", "texts"], "error: --verify out takes nothing else, but got inputs; give it alone"),
+        (["--verify", "out", "--out", "x", "--overwrite"], "takes nothing else, but got out, overwrite; give it alone"),
+        (["--verify"], "--verify"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(prepared, capsys, arguments, message):
+    assert main(["prepare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_several_inputs_of_several_kinds_and_the_interpreters_own_source(corpus, capsys):

@@ -1,6 +1,9 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +12,8 @@ import pytest
 import zstandard
 
 from tst_lightning.corpus import documents
-from tst_lightning.corpus.documents import Counts, find_sources, read_documents
+from tst_lightning.corpus.documents import Counts, read_documents
+from tst_lightning.corpus.inputs import find_sources
 from tst_lightning.errors import ConfigError, RunError
 
 
@@ -97,6 +101,7 @@ def test_long_documents_come_in_bounded_pieces(tmp_path, monkeypatch, text):
             ConfigError,
             "x.jsonl:2: no field 'text'; there are: 'body', 'id'",
         ),
+        (b"[" * 100_000 + b"\n", RunError, "x.jsonl:1: not a line of JSON (maximum recursion depth exceeded"),
         (json_line(text="a") + b"{broken\n", RunError, "x.jsonl:2: not a line of JSON"),
         (json_line(text="a") + b'{"text": "\xff"}\n', RunError, "x.jsonl:2: not a line of JSON"),
         (b'\n["a"]\n', RunError, "x.jsonl:2: holds list, not a JSON object"),
@@ -132,6 +137,31 @@ def test_a_damaged_compressed_file_is_an_error_not_its_end(tmp_path, suffix, dam
         read(path)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    content = json_line(text="a") + b'{"text": "' + b"a" * (1 << 28)
+    compress = {".jsonl": bytes, ".jsonl.gz": partial(gzip.compress, compresslevel=1), ".jsonl.zst": zstandard.compress}
+    path.write_bytes(compress[suffix](content))
+    script = (
+        "import re, sys; from tst_lightning.corpus import documents, inputs\n"
+        "import pyarrow\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1]) << 10\n"
+        "documents.LONGEST_LINE, before = 1 << 24, peak()\n"
+        "sources = inputs.find_sources([sys.argv[1]])\n"
+        "try: print(sum(1 for _ in documents.read_documents(sources, 'text', documents.Counts())))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "print(peak() - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    message, memory = result.stdout.splitlines()
+    assert message == (
+        f"RunError {path}:2: the line is longer than 16,777,216 bytes, the most for one document of JSON;"
+        " cut it, or leave the file out of the inputs"
+    )
+    assert int(memory) < 1 << 27
+
+
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"no such format " * 20)
@@ -156,46 +186,6 @@ def test_an_unreadable_file_is_named(tmp_path):
             os.seteuid(0)
             for parent in parents:
                 parent.chmod(0o700)
-
-
-def test_inputs_are_resolved_in_order_and_once(tmp_path, monkeypatch):
-    for name in [
-        "b/2.txt",
-        "b/1.txt",
-        "b/c/3.md",
-        "b/picture.png",
-        "b/.hidden.txt",
-        "b/.git/x.txt",
-        "a.jsonl",
-        "B.TXT",
-    ]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    (tmp_path / "link.txt").symlink_to(tmp_path / "a.jsonl")
-    monkeypatch.chdir(tmp_path)
-    assert [source.name for source in find_sources(["b"])] == ["1.txt", "2.txt", "c/3.md"]
-    assert [source.name for source in find_sources(["B.TXT", "b/2.txt", "b"])] == ["B.TXT", "2.txt", "1.txt", "c/3.md"]
-    assert [source.name for source in find_sources(["b/**/*.*"])] == ["1.txt", "2.txt", "3.md"]
-    assert [source.name for source in find_sources(["a.jsonl", "link.txt"])] == ["a.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("nothing.txt", "input 'nothing.txt' matches no file or folder"),
-        ("*.nothing", "input '\\*.nothing' matches no file or folder"),
-        ("x.png", "input 'x.png' has no known suffix; known are .*\\.txt.*\\.jsonl.gz.*\\.parquet"),
-        ("pictures", "no file of 'pictures' has a known suffix; known are"),
-        ("*.png", "no file of '\\*.png' has a known suffix; known are"),
-    ],
-)
-def test_inputs_that_give_nothing_are_refused(tmp_path, monkeypatch, given, message):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/y.png").touch()
-    (tmp_path / "x.png").touch()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=message):
-        find_sources([given])
 
 
 def test_a_new_format_is_one_function(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tst_lightning.corpus import python_source
-from tst_lightning.corpus.documents import Counts, read_documents, walk
+from tst_lightning.corpus.documents import Counts, read_documents
+from tst_lightning.corpus.inputs import walk
 from tst_lightning.corpus.python_source import by_content, find_python_files
 
 

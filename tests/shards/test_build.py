@@ -17,8 +17,10 @@ from transformers import AutoTokenizer
 from tst_lightning.corpus import python_source
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.shards import build as build_module
+from tst_lightning.shards import whole_folder
 from tst_lightning.shards.build import build, split_of
-from tst_lightning.shards.manifest import Manifest
+from tst_lightning.shards.manifest import MANIFEST_VERSION, Manifest
+from tst_lightning.shards.verify import verify_folder
 
 OPTIONS = {"vocab_size": 300, "val_share": 0.2, "chunk_bytes": 4096}
 
@@ -72,7 +74,7 @@ def test_the_documents_come_back_from_the_shards(corpus, texts, tmp_path):
     assert sorted(found["train"] + found["val"]) == sorted(texts)
     assert found["train"] == [text for text in texts if text in found["train"]]  # in the order of the files
     assert len(manifest.train.chunks) > 2
-    assert (manifest.version, manifest.vocab_size, manifest.dtype) == (1, 300, "uint16")
+    assert (manifest.version, manifest.vocab_size, manifest.dtype) == (MANIFEST_VERSION, 300, "uint16")
     assert manifest.sources["files"] == manifest.sources["documents"] == 60
 
 
@@ -203,6 +205,64 @@ def test_a_changed_tokenizer_is_noticed(corpus, tmp_path):
         build([corpus], str(tmp_path / "second"), tokenizer=name, **OPTIONS)
 
 
+def test_another_vocabulary_than_the_given_tokenizers_is_refused(corpus, tmp_path):
+    name, out = str(tmp_path / "first"), tmp_path / "second"
+    build([corpus], name, **OPTIONS)
+    options = OPTIONS | {"tokenizer": name, "vocab_size": 320}
+    message = (
+        "--vocab_size 320 is for a tokenizer to train, but tokenizer '.*first' has 300 ids; leave one of the two out"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build([corpus], str(out), **options)
+    assert not out.exists()
+    build([corpus], str(out), **options | {"vocab_size": None})
+    with pytest.raises(ConfigError, match=message):  # shards that are there already are no excuse
+        build([corpus], str(out), **options)
+
+
+def test_two_at_once_do_not_meet(corpus, tmp_path):
+    """Many starts of two commands into one folder: each ends with a reason or with its own shards, whole."""
+    (tmp_path / "corpus/more.txt").write_text("".join(f"{i * 7919 % 100_003} " for i in range(30_000)))
+    command = [sys.executable, "-m", "tst_lightning", "prepare", corpus, "--out", str(tmp_path / "out"), "--overwrite"]
+    command += ["--val_share", "0.2", "--vocab_size"]
+    seen = set()
+    for delay in (0, 0.2, 0.5):
+        processes = []
+        for vocab_size in ("300", "310"):
+            processes.append(
+                subprocess.Popen([*command, vocab_size], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            time.sleep(delay)
+        errors = [process.communicate()[1].strip().splitlines()[-1] for process in processes]
+        codes = [process.returncode for process in processes]
+        seen.add(tuple(sorted(codes)))
+        for code, error in zip(codes, errors, strict=True):
+            assert code == 0 or error == (
+                f"error: another `tst prepare` is writing '{tmp_path}/out' at this moment: wait for it, or choose another"
+                " --out"
+            )
+        assert 0 in codes
+        assert verify_folder(tmp_path / "out") == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "out"]
+    assert (0, 1) in seen, "they never met"
+
+
+def test_links_in_place_of_leftovers_are_not_followed(corpus, tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "precious.txt").write_text("precious")
+    build([corpus], str(tmp_path / "out"), **OPTIONS)
+    for name in ("out.partial", "out.replaced"):
+        (tmp_path / name).symlink_to(kept)
+    build([corpus], str(tmp_path / "out"), overwrite=True, **OPTIONS)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/train").symlink_to(kept)
+    build([corpus], str(tmp_path / "out"), overwrite=True, **OPTIONS)
+    assert (kept / "precious.txt").read_text() == "precious"
+    assert verify_folder(tmp_path / "out") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "kept", "out"]
+
+
 def test_a_shard_lost_from_finished_shards_is_noticed_and_mended(corpus, tmp_path):
     out = tmp_path / "out"
     build([corpus], str(out), **OPTIONS)
@@ -285,7 +345,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
     result = subprocess.run([*namespace, script], capture_output=True, text=True)
     assert result.stdout == "exit 1\n", result
     error = result.stderr.strip().splitlines()[-1]
-    assert error.startswith(f"error: No space left on device at '{disk}/out.partial"), result.stderr
+    assert error.startswith(f"error: No space left on device at '{disk}/out"), result.stderr
     assert "free some space" in error
     assert "Traceback" not in result.stderr
 
@@ -294,7 +354,7 @@ def test_a_disk_error_at_any_write_is_a_run_error(corpus, tmp_path, monkeypatch)
     def refuse(path):
         raise OSError(122, "Disk quota exceeded", str(path))
 
-    monkeypatch.setattr(build_module, "_fsync", refuse)  # the last moment: everything is written
+    monkeypatch.setattr(whole_folder, "_fsync", refuse)  # the last moment: everything is written
     with pytest.raises(RunError, match="Disk quota exceeded at '.*out.partial/.*'; free some space"):
         build([corpus], str(tmp_path / "out"), **OPTIONS)
     assert os.listdir(tmp_path) == ["corpus"]

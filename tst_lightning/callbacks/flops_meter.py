@@ -43,6 +43,7 @@ class FlopsMeter(Callback):
 
     def __init__(self) -> None:
         self.per_phase: dict[str, Totals] = {}
+        self.per_corpus: dict[str, int] = {}
         self.flops_per_row: dict[str, int] = {}
         self._mark = 0.0
         self._paused = False
@@ -57,12 +58,16 @@ class FlopsMeter(Callback):
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Totals per phase."""
-        return {name: asdict(totals) for name, totals in self.per_phase.items()}
+        """Totals per phase, tokens per corpus."""
+        return {
+            "phases": {name: asdict(totals) for name, totals in self.per_phase.items()},
+            "corpora": dict(self.per_corpus),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from saved totals."""
-        self.per_phase = {name: Totals(**totals) for name, totals in state_dict.items()}
+        self.per_phase = {name: Totals(**totals) for name, totals in state_dict["phases"].items()}
+        self.per_corpus = dict(state_dict["corpora"])
 
     # -- counting -----------------------------------------------------------------------------------------------
 
@@ -114,6 +119,9 @@ class FlopsMeter(Callback):
             tokens=rows * seq_len * batch["bag_size"],
             positions=rows * seq_len,
         )
+        for corpus, mine in zip(trainer.datamodule.corpora, batch["corpus_rows"], strict=True):  # type: ignore[attr-defined]
+            tokens = mine * trainer.world_size * seq_len * batch["bag_size"]
+            self.per_corpus[corpus.name] = self.per_corpus.get(corpus.name, 0) + tokens
         self._book_time(name)
         if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._log(trainer, pl_module, self._throughput(trainer) | self._where(pl_module, batch))
@@ -143,6 +151,8 @@ class FlopsMeter(Callback):
     def _log(self, trainer: Trainer, pl_module: Any, more: dict[str, float]) -> None:
         values = {f"compute/{key}": value for key, value in asdict(self.total).items()} | more
         values["compute/step"] = trainer.global_step
+        if len(self.per_corpus) > 1:
+            values |= {f"compute/tokens/{name}": tokens for name, tokens in self.per_corpus.items()}
         # Straight to the loggers: LightningModule.log rounds to float32, and these are counts of up to 1e24.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -24,6 +24,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self._phase = ""
         self._phase_tokens = 0
         self._phase_start = 0.0
+        self._earlier: int | None = None
         self._adapt = refresh_rate is None and not sys.stderr.isatty()
 
     def init_train_tqdm(self) -> Tqdm:
@@ -54,6 +55,8 @@ class PhaseProgressBar(TQDMProgressBar):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if batch["phase"] != self._phase:
             self._phase, self._phase_tokens, self._phase_start = batch["phase"], 0, time.perf_counter()
+        if self._earlier is None:  # a finished run that is made longer counts its batches from 0 again
+            self._earlier = trainer.global_step * trainer.accumulate_grad_batches - batch_idx
         self.train_progress_bar.set_description_str(batch["phase"], refresh=False)
 
     def on_train_batch_end(
@@ -61,9 +64,15 @@ class PhaseProgressBar(TQDMProgressBar):
     ) -> None:
         """Counts the tokens of the phase; reads the loss only where the bar is redrawn."""
         self._phase_tokens += batch["tokens"].numel()
+        batch_idx += self._earlier or 0
         if self._should_update(batch_idx + 1, self.train_progress_bar.total):
             self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ends the bar's line, so that an error stands on its own."""
+        if self._train_progress_bar is not None:
+            self.train_progress_bar.close()
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """Training loss of the phase, validation loss, tokens a second of this phase."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ class RunRecord(Callback):
                 "config": json.loads(config.to_json_string(use_diff=True)),
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             },
-            "tokenizer_sha256": data.manifest.tokenizer_sha256,
-            "vocab_size": data.manifest.vocab_size,
-            "train_sha256": data.manifest.train.sha256,
-            "val_sha256": data.manifest.val.sha256,
+            "tokenizer_sha256": data.tokenizer.tokenizer_sha256,
+            "vocab_size": data.tokenizer.vocab_size,
+            "train_sha256": data.sha256("train"),
+            "val_sha256": data.sha256("val"),
             "seq_len": data.seq_len,
             "phases": phases,
             "flops": sum(phase["steps"] * phase["flops_per_step"] for phase in phases),
@@ -113,10 +114,14 @@ class RunRecord(Callback):
             "gradient_clip_val": trainer.gradient_clip_val,
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
-            "tokens_needed": budget.needed,
-            "tokens_available": budget.available,
-            "tokens_remainder": budget.remainder,
-            "passes": budget.passes,
+            "corpora": {
+                corpus.name: asdict(mine) | {"path": corpus.path, "share": corpus.share, "passes": mine.passes}
+                for corpus, mine in zip(data.corpora, budget.corpora.values(), strict=True)
+            },
+            "tokens_needed": sum(mine.needed for mine in budget.corpora.values()),
+            "tokens_available": sum(mine.available for mine in budget.corpora.values()),
+            "tokens_cut": budget.cut,
+            "passes": max(mine.passes for mine in budget.corpora.values()),
             "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
             "precision": str(trainer.precision),
             "versions": {
@@ -139,12 +144,25 @@ class RunRecord(Callback):
                 f"phase     {phase['name']}: steps {phase['first_step']:,} to {last:,}, bag size {phase['bag_size']},"
                 f" {phase['tokens']:,} tokens"
             )
-        lines += [
-            f"data      {facts['tokens_available']:,} tokens in whole blocks ({facts['tokens_remainder']:,} left over),"
-            f" {facts['tokens_needed']:,} needed: {facts['passes']:.2f} passes",
+        for name, mine in facts["corpora"].items():
+            whole = mine["available"] + mine["remainder"]
+            left = f"{mine['remainder']:,} ({mine['remainder'] / whole:.2%}) lie beyond them"
+            if mine["uneven"]:
+                left += f", {mine['uneven']:,} ({mine['uneven'] / whole:.2%}) are left out a pass to keep ranks even"
+            share = "" if len(facts["corpora"]) == 1 else f"'{name}', {mine['share']:.1%}: "
+            lines.append(
+                f"data      {share}{mine['available']:,} tokens in whole blocks, {left}; {mine['needed']:,} needed:"
+                f" {mine['passes']:.2f} passes"
+            )
+        if facts["tokens_cut"]:
+            cut = facts["tokens_cut"]
+            lines.append(
+                f"data      {cut:,} tokens ({cut / facts['tokens_needed']:.2%}) cut off where phases end within a block"
+            )
+        lines.append(
             f"compute   {facts['flops']:.4g} FLOPs in {facts['max_steps']:,} steps of"
-            f" {facts['batch']['positions_per_step']:,} positions",
-        ]
+            f" {facts['batch']['positions_per_step']:,} positions"
+        )
         if facts["passes"] > 1:
             lines.append(
                 "note      the data is read more than once; superposition reads s times as much per step, and its gain"
@@ -152,6 +170,8 @@ class RunRecord(Callback):
             )
         if trainer.global_step:
             lines.append(f"resumed   at step {trainer.global_step:,} of {facts['max_steps']:,}")
+        if pl_module.consequence:
+            lines.append(f"note      {pl_module.consequence}")
         return "\n".join(lines)
 
     # -- writing ------------------------------------------------------------------------------------------------

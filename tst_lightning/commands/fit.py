@@ -1,30 +1,34 @@
 """``tst fit``, ``tst validate`` and ``tst test``: Lightning's command line over the module and the data module."""
 
 import logging
+import re
 import signal
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
+import torch.distributed as dist
 import yaml
-from huggingface_hub.errors import StrictDataclassError
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-import tst_lightning
 from tst_lightning.checkpoint_io import WholeCheckpointIO
+from tst_lightning.commands.class_paths import check_class_paths
+from tst_lightning.commands.limits import check_memory, check_nodes, check_numbers
 from tst_lightning.commands.parser import one_line
-from tst_lightning.commands.run_folder import check_same_run, find_checkpoint, read_status
+from tst_lightning.commands.refusals import as_user_error, new_files_removed
+from tst_lightning.commands.run_folder import check_same_run, find_checkpoint, mark_finished, read_status
+from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data import TokenDataModule
-from tst_lightning.errors import ConfigError, Stopped
+from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
 from tst_lightning.module import SuperpositionModule
 
 DESCRIPTIONS = {
@@ -33,33 +37,8 @@ DESCRIPTIONS = {
     "test": "Scores a checkpoint under the test/ tags.",
 }
 
-
-class _Parser(LightningArgumentParser):
-    """Lightning's parser, with errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # it parses one object's arguments: the outer parser says where that stands
-            super().error(message, ex)
-        raise ConfigError(f"{one_line(message)} (see `{self.prog} --help`)") from ex
-
-    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
-        """As YAML in which the run's folder stands once, so that another --run_dir moves all of the run."""
-        text = super().dump(namespace, *args, **kwargs)
-        if not self.exit_on_error or not namespace.get("run_dir"):
-            return text
-        config = _unresolved(yaml.safe_load(text), namespace.run_dir) | {"run_dir": namespace.run_dir}
-        return yaml.safe_dump(config, sort_keys=False)
-
-
-def _unresolved(value: Any, run_dir: str) -> Any:
-    """Puts ``${run_dir}`` back where its value begins a string."""
-    if isinstance(value, dict):
-        return {key: _unresolved(inner, run_dir) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_unresolved(inner, run_dir) for inner in value]
-    if isinstance(value, str) and (value == run_dir or value.startswith(f"{run_dir}/")):
-        return "${run_dir}" + value.removeprefix(run_dir)
-    return value
+# What torch's backends (gloo, NCCL) say when the process at the other end is gone.
+_LOST_PROCESS = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|^DataLoader worker")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -74,7 +53,9 @@ class _SaveConfig(SaveConfigCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config.ckpt_path = None  # the file describes the run, not one of its starts
-            self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
+            beside = path.with_suffix(".yaml.partial")  # a run killed in here must not leave half a file
+            self.parser.save(config, beside, skip_unset=False, overwrite=True, multifile=False)
+            beside.replace(path)
 
 
 class TSTCommandLine(LightningCLI):
@@ -106,6 +87,15 @@ class TSTCommandLine(LightningCLI):
         parser.add_argument("--loggers", type=dict[str, Logger], default={}, help="name -> logger of training")
         parser.add_argument("--callbacks", type=dict[str, Callback], default={}, help="name -> callback, in this order")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As inherited; then checks the numbers that Lightning is about to use.
+
+        Raises:
+            ConfigError: a number out of range.
+        """
+        super().parse_arguments(parser, args)
+        check_numbers(self.config)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the named loggers and callbacks; only training logs, so that scoring leaves a run's log be."""
         extra = self.config_init.trainer.callbacks or []
@@ -117,10 +107,14 @@ class TSTCommandLine(LightningCLI):
         """Checks what the classes themselves can't say clearly.
 
         Raises:
-            ConfigError: no folder for the run, no number of steps, or a final model that would not be validated.
+            ConfigError: a class that may not be named, no folder for the run, no number of steps, or a final model that
+                would not be validated.
         """
+        check_class_paths(self.config.as_dict())
         if not self.config.run_dir:
             raise ConfigError("run_dir is not given; name the run's folder, such as --run_dir runs/first")
+        if self.config.run_dir.startswith("~"):
+            raise ConfigError(f"run_dir is '{self.config.run_dir}'; ~ is the shell's, write the folder out")
         trainer = self.config.trainer
         for key, neutral in {"limit_train_batches": (None,), "overfit_batches": (0,), "max_epochs": (None, -1)}.items():
             if trainer[key] not in neutral:
@@ -148,21 +142,27 @@ class TSTCommandLine(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, StrictDataclassError, MisconfigurationException) as error:
-            if _raised_here(error):
-                raise
-            raise ConfigError(one_line(str(error))) from error
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            if told := as_user_error(error):
+                raise told from error
+            raise
 
     def after_instantiate_classes(self) -> None:
-        """Has checkpoints written whole or not at all, where the strategy leaves that to a plugin's default."""
+        """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        if isinstance(environment, SLURMEnvironment):  # a warning is GracefulStop's, and requeueing the job script's
+            environment.auto_requeue = False
 
     def fit(self) -> None:
         """Trains; a finished run is left as it is, an unfinished one goes on only if asked to.
 
         Raises:
-            ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it.
+            ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it, or
+            names a checkpoint after which there is nothing to train.
         """
         run_dir = Path(self.config.run_dir)
         if status := read_status(run_dir):
@@ -172,13 +172,25 @@ class TSTCommandLine(LightningCLI):
                     " with --ckpt_path last, or name another --run_dir"
                 )
             check_same_run(run_dir, yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
-            if status.status == "finished":
+            if status.status == "finished" and status.step >= self.trainer.max_steps:
                 print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
-        self._call(self.trainer.fit, find_checkpoint(run_dir, self.config.ckpt_path))
+        found = find_checkpoint(run_dir, self.config.ckpt_path)
+        if found and found.step >= self.trainer.max_steps:
+            if not (status and found.path.parent == run_dir / "checkpoints"):
+                raise ConfigError(
+                    f"checkpoint '{found.path}' is of step {found.step:,}, and trainer.max_steps is"
+                    f" {self.trainer.max_steps:,}: no step is left to take; raise max_steps, or name another --ckpt_path"
+                )
+            mark_finished(run_dir, found.step)
+            print(f"finished  {run_dir}: {found.step:,} steps, all taken before it was killed")
+            return
+        self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"
         steps = self.trainer.global_step
+        if not self.trainer.is_global_zero:
+            return
         if steps >= self.trainer.max_steps:
             print(f"finished  {run_dir}: {steps:,} steps{scored}")
         else:  # a time limit, or early stopping
@@ -193,33 +205,70 @@ class TSTCommandLine(LightningCLI):
         self._call(self.trainer.test, self._checkpoint_to_score())
 
     def _checkpoint_to_score(self) -> Path:
-        path = find_checkpoint(Path(self.config.run_dir), self.config.ckpt_path or "last")
-        if path is None:
+        found = find_checkpoint(Path(self.config.run_dir), self.config.ckpt_path or "last")
+        if found is None:
             raise ConfigError(f"there is no last checkpoint in '{self.config.run_dir}'; name one with --ckpt_path")
-        return path
+        return found.path
 
-    def _call(self, method: Callable[..., Any], checkpoint: Path | None) -> None:
+    def _call(self, method: Callable[..., Any], checkpoint: Path | None, step: int = 0) -> None:
+        trainer = self.trainer
         try:
-            method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-        except MisconfigurationException as error:
-            raise ConfigError(one_line(str(error))) from error
+            self._run(method, checkpoint, step)
+        except UserError as error:
+            if trainer.world_size > 1 and _said_by_another(str(error)):
+                raise SystemExit(error.exit_code) from error
+            raise
+        except Exception as error:
+            if not _is_lost_process(error):
+                raise
+            if not trainer.is_global_zero and trainer.global_step <= step:
+                raise SystemExit(1) from error  # the first process began the others, and says why it ended
+            raise RunError(
+                "another process of the run ended (a rank, or one that reads data); its own message or the system's log"
+                " says why. Go on with the same command and --ckpt_path last"
+            ) from error
+
+    def _run(self, method: Callable[..., Any], checkpoint: Path | None, step: int) -> None:
+        trainer, sizes = self.trainer, ""
+        try:
+            check_nodes(trainer)
+            sizes = check_memory(self.model.config, self.datamodule, trainer)
+            with new_files_removed(Path(self.config.run_dir), trainer, step):
+                method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
             number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
             raise Stopped(
                 f"stopped by {number.name} outside of training, nothing was saved; give the same command again", number
             ) from error
+        except Exception as error:
+            if isinstance(error, UserError | OSError) or _is_lost_process(error):
+                raise
+            configured = [*trainer.loggers, *trainer.callbacks, *trainer.optimizers]  # type: ignore[attr-defined]
+            if told := as_user_error(error, configured, trainer.global_step > step, sizes):
+                raise told from error
+            raise
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether an exception was raised by a line of this package, and so tells of a defect, not of a refused value."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(frame.filename).is_relative_to(Path(tst_lightning.__file__).parent)
+def _is_lost_process(error: Exception) -> bool:
+    return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
+
+
+def _said_by_another(message: str) -> bool:
+    """Whether another process of the run has ended with the same message before this one."""
+    if not dist.is_initialized():
+        return False
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"tst_lightning: {message}", 1) > 1
+    except RuntimeError:  # the process that kept it, the first one, is gone, and has said why
+        return True
 
 
 def _quieten() -> None:
     """Drops what Lightning says about itself, and its warnings that do not hold for this stream."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # about generating text, which no command of these does
     for message in (
         ".*does not have many workers.*",
         ".*LightningCLI's args parameter.*",
@@ -228,6 +277,8 @@ def _quieten() -> None:
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The dirpath has changed.*",
+        ".*recommended to use .*sync_dist=True.*",  # torchmetrics has reduced what is logged
+        r"\s*Unable to serialize instance.*",  # a default that is no text, such as a device
     ):
         warnings.filterwarnings("ignore", message=message)
     threading.excepthook = _background_error
@@ -246,8 +297,8 @@ def _read_whole_numbers_as_int() -> None:
 
 
 def _background_error(details: threading.ExceptHookArgs) -> None:
-    # TensorBoard's writer hands what the file system refused on to the next call, which reports it.
-    if not isinstance(details.exc_value, OSError):
+    # TensorBoard's writer hands what went wrong on to the next call, which reports it.
+    if not type(details.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(details)
 
 
@@ -262,15 +313,15 @@ def main(name: str, arguments: list[str]) -> None:
         ConfigError: bad options or values.
         RunError: something failed on the way.
     """
-    # So that ${run_dir} means the root of the YAML.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # So that ${run_dir} means the root of the YAML, and no s3:// of the data is fetched as if it were one.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, config_read_mode_fsspec_enabled=False)
     _quieten()
     _read_whole_numbers_as_int()
     try:
         command_line = TSTCommandLine(
             name,
             save_config_callback=_SaveConfig,
-            parser_class=_Parser,
+            parser_class=RunParser,
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "allow_abbrev": False,
@@ -283,6 +334,8 @@ def main(name: str, arguments: list[str]) -> None:
             args=arguments,
             run=False,
         )
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(str(error))) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a value can't be written as YAML: {one_line(str(error))}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"a ${{...}} can't be resolved: {one_line(str(error))}") from error
     getattr(command_line, name)()

@@ -3,7 +3,7 @@
 import re
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from tst_lightning.errors import ConfigError
 
@@ -19,8 +19,17 @@ _CLEARER = {
     r"Type typing\.Callable\S* \S+ expects a function or a callable class: ": "",
     r"Group '([^']+)' does not accept option '([^']+)'": r"Option '\1.\2' is not accepted",
     r"Expected an? ": "expected ",
+    r"typing\.Literal\[([^\]]*)\]": r"one of \1",
+    r"expected dict\b": "expected a mapping",
+    r"full_key: (\S+) object_type=\w+": r"(for \1)",
+    r"Not a valid subclass of (\w+)": r"expected a \1, given by class_path and init_args",
+    r"expected dot import path string:\s*": "expected a class such as package.Class, got ",
+    r"Unexpected import path format: ": "expected a class such as package.Class, got ",
+    r"expected instantiatable class, but (\S+) is abstract": r"\1 is abstract; name one of its subclasses by class_path",
+    r"Key must be a string, got: (.*?)\.?(?= |$)": r"the key \1 is no text to YAML; put it in quotes, or remove it",
 }
 _LONGEST_VALUE = 80
+_LONGEST_WORD = 200
 
 
 def one_line(message: str) -> str:
@@ -43,7 +52,46 @@ def one_line(message: str) -> str:
         lambda found: f", got {found[1]}" if len(found[1]) <= _LONGEST_VALUE else "",
         folded,
     )
-    return re.sub(r":\.? ", ": ", folded)
+    folded = re.sub(r":\.? ", ": ", re.sub(r", got Namespace\(.*?\)(?= |$)|\.? Given value:$", "", folded))
+    folded = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: f"{found[0][:40]}...", folded)
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in folded)
+
+
+def check_class_specs(key: str, value: Any) -> None:
+    """Checks the form of every ``{class_path: ..., init_args: ...}`` in an option's value.
+
+    Args:
+        key: of the option.
+        value: as read from YAML.
+
+    Raises:
+        TypeError: a class_path that is no text, arguments that are no mapping; names its key.
+    """
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_class_specs(f"{key}.{index}", inner)
+    if not isinstance(value, dict):
+        return
+    if "class_path" in value:
+        path = value["class_path"]
+        if not isinstance(path, str):
+            raise TypeError(f"{key}.class_path: expected a class such as package.Class, got {shown(path)}")
+        if beside := value.keys() - {"class_path", "init_args", "dict_kwargs", "__path__"}:
+            names = shown(", ".join(sorted(map(str, beside))))
+            raise TypeError(
+                f"{key}: not accepted beside class_path: {names}; put the class's arguments below init_args"
+            )
+        for name in ("init_args", "dict_kwargs"):
+            if not isinstance(value.get(name, {}), dict | Namespace):
+                raise TypeError(f"{key}.{name}: expected a mapping of the class's arguments, got {shown(value[name])}")
+    for name, inner in value.items():
+        check_class_specs(f"{key}.{name}", inner)
+
+
+def shown(value: Any) -> str:
+    """A value as it appears in a message: itself where it is short."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:40]}... ({type(value).__name__})"
 
 
 class OneLineParser(ArgumentParser):

@@ -1,21 +1,24 @@
 """A run's folder as the command line sees it: which run it holds, whether it is the same one, where it can go on."""
 
 import json
-import zipfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
+from tst_lightning.checkpoint_io import read_step
+from tst_lightning.commands.config_file import check_config_file
 from tst_lightning.errors import ConfigError, RunError
 
 # What makes a run the run it is; everything else (logging, where shards lie, reading processes) may change on the way.
 # Batch size, workers and ranks are guarded by the stream's own state.
 _TRAINER_KEYS = {"max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision", "limit_val_batches"}
-_FREE_DATA_KEYS = {"shards", "num_workers", "verify_train"}
+_FREE_DATA_KEYS = {"shards", "num_workers", "cache_dir", "cache_bytes"}
+# A run may be made longer; the phases still to come then take other shares, which the stream's state checks.
+_STEPS = "trainer.max_steps"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def read_status(run_dir: Path) -> RunStatus | None:
     try:
         record = json.loads(path.read_bytes())
         return RunStatus(record["status"], record["step"], record["max_steps"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(f"'{path}' is damaged ({error!r}); remove it, or name another --run_dir") from error
 
 
@@ -47,6 +50,7 @@ def check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
     """Refuses to go on with a run, or to reuse it, under other settings than its own.
 
     Optimizer state and schedule come from the checkpoint, so a changed learning rate would be recorded but not used.
+    More steps than the run was laid out for are no other run.
 
     Args:
         run_dir: folder of the run; without a ``config.yaml`` there is nothing to compare.
@@ -58,12 +62,15 @@ def check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
     path = run_dir / "config.yaml"
     if not path.exists():
         return
-    was, now = (_flat(_identity(each)) for each in (yaml.safe_load(path.read_text()), config))
+    was, now = (_flat(_identity(each)) for each in (check_config_file(path), config))
     differing = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+    if (now.get(_STEPS) or 0) > (was.get(_STEPS) or 0):
+        differing = [key for key in differing if not re.fullmatch(rf"{_STEPS}|model\.phases\..*\.share", key)]
     if differing:
         listed = "; ".join(f"{key} was {was.get(key)}, now {now.get(key)}" for key in differing)
         raise ConfigError(
-            f"'{run_dir}' holds a run of other settings ({listed}); restore them, or name another --run_dir"
+            f"'{run_dir}' holds a run of other settings ({listed}); restore them (steps may be added, not taken away),"
+            " or name another --run_dir"
         )
 
 
@@ -84,43 +91,81 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def find_checkpoint(run_dir: Path, name: str | None) -> Path | None:
-    """The checkpoint that ``--ckpt_path`` names, looked into.
+@rank_zero_only
+def mark_finished(run_dir: Path, step: int) -> None:
+    """Completes the record of a run that was killed after its last checkpoint and before it could say so."""
+    path = run_dir / "run.json"
+    record = json.loads(path.read_bytes()) | {"status": "finished", "step": step}
+    beside = path.with_suffix(".json.partial")
+    beside.write_text(json.dumps(record, indent=2) + "\n")
+    beside.replace(path)
+
+
+class FoundCheckpoint(NamedTuple):
+    """A whole checkpoint and the step that it was written at; -1 for a sharded one, which is not looked into."""
+
+    path: Path
+    step: int
+
+
+def find_checkpoint(run_dir: Path, name: str | None) -> FoundCheckpoint | None:
+    """The checkpoint that ``--ckpt_path`` names, looked through.
+
+    Where ``last`` is damaged or gone, the newest whole one of the run takes its place, which is said.
 
     Args:
         run_dir: folder of the run.
         name: a path, or ``last`` for the run's own last one.
 
     Returns:
-        Its path; None if none was named, or if the run has no last one yet.
+        None if none was named, or if the run has none yet.
 
     Raises:
         ConfigError: there is no such checkpoint.
-        RunError: it can't be read, or was not written by this program.
+        RunError: it can't be read, or was not written by this program; for ``last``, none of the run's can.
     """
     if name is None:
         return None
-    path = run_dir / "checkpoints" / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt" if name == "last" else Path(name)
+    if name == "last":
+        return _newest_whole(run_dir / "checkpoints")
+    path = Path(name)
     if not path.exists():
-        if name == "last":
-            return None
         raise ConfigError(f"there is no checkpoint at '{path}' (--ckpt_path); name a file, or `last`")
-    if path.is_file():  # a sharded one is a folder
-        _check_checkpoint(path)
-    return path
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Opens a checkpoint without reading its tensors."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch's own kinds: RuntimeError, UnpicklingError, EOFError, KeyError
-        whole = zipfile.is_zipfile(path)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0] if whole else "cut off, or of another format"
-        raise RunError(f"checkpoint '{path}' can't be read ({reason}); name another --ckpt_path") from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step", "loops"} <= content.keys():
-        raise RunError(
-            f"'{path}' is no checkpoint of `tst fit` (no state_dict and loops in it); name another --ckpt_path"
-        )
+        return _look_through(path)
+    except RunError as error:
+        raise RunError(f"{error}; name another --ckpt_path") from error
+
+
+def _look_through(path: Path) -> FoundCheckpoint:
+    return FoundCheckpoint(path, -1 if path.is_dir() else read_step(path))
+
+
+def _newest_whole(folder: Path) -> FoundCheckpoint | None:
+    last = folder / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
+    damaged = f"there is no '{last}'"
+    if last.exists():
+        try:
+            return _look_through(last)
+        except RunError as error:
+            damaged = str(error)
+    others = sorted(set(folder.glob("*.ckpt")) - {last}, key=lambda path: path.stat().st_mtime)
+    whole: list[FoundCheckpoint] = []
+    for path in others:
+        try:
+            whole.append(_look_through(path))
+        except RunError as error:
+            damaged += f"; {error}"
+    if whole:
+        # Of two at one step the later one: it has seen that step's validation.
+        newest = max(reversed(whole), key=lambda found: found.step)
+        _say(f"note      {damaged}; '{newest.path}', of step {newest.step:,}, is taken in its place")
+        return newest
+    if others or last.exists():
+        raise RunError(f"no checkpoint of the run is whole: {damaged}; name another --ckpt_path, or another --run_dir")
+    return None
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

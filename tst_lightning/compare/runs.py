@@ -201,7 +201,7 @@ def _read_record(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a run folder: it has no run.json; name a folder that `tst fit` wrote")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{file} is damaged: {error}") from error
     if not isinstance(record, dict):
         raise RunError(f"{file} is damaged: it holds no table of keys")

@@ -4,13 +4,11 @@ A format is one function from (path, text field) to texts, registered under its 
 here holds more than one record of a file (one line of JSON, one batch of rows, one piece of plain text) in memory.
 """
 
-import glob
 import hashlib
 import io
 import json
-import os
 import tokenize
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,8 @@ from tst_lightning.errors import ConfigError, RunError
 # Long documents are cut near this length, after a line end if there is one: bounds memory, and gives every core work.
 PIECE_CHARACTERS = 1 << 20
 PARQUET_ROWS = 256
+# A line of JSON is held whole. A longer one is no document but a damaged file, or one made to fill the memory.
+LONGEST_LINE = 1 << 28
 
 Text = Callable[[], Iterator[str]]  # one document's text in pieces; may be called more than once
 Format = Callable[[Path, str], Iterator[Text]]
@@ -43,12 +43,23 @@ class Source:
 
 @dataclass
 class Counts:
-    """What was read so far; ``bytes`` are UTF-8 bytes of the text of the documents that were kept."""
+    """What was read so far.
+
+    Attributes:
+        files: read, those that gave no document included.
+        documents: that were kept.
+        bytes: UTF-8 bytes of the text of the documents that were kept.
+        skipped_undecodable: documents that are no text.
+        skipped_links: links that lead out of the inputs, or nowhere; not followed.
+        dropped_duplicates: copies of a file already met.
+        dropped_empty: blank documents.
+    """
 
     files: int = 0
     documents: int = 0
     bytes: int = 0
     skipped_undecodable: int = 0
+    skipped_links: int = 0
     dropped_duplicates: int = 0
     dropped_empty: int = 0
 
@@ -129,13 +140,18 @@ def json_lines(path: Path, text_field: str) -> Iterator[Text]:
 
     compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     with io.BufferedReader(pyarrow.input_stream(str(path), compression=compression)) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(partial(lines.readline, LONGEST_LINE + 1), b""), 1):
             where = f"{path}:{number}"
+            if len(line) > LONGEST_LINE:
+                raise RunError(
+                    f"{where}: the line is longer than {LONGEST_LINE:,} bytes, the most for one document of JSON;"
+                    " cut it, or leave the file out of the inputs"
+                )
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # JSONDecodeError, or bytes that are no UTF-8
+            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested to fill the stack
                 raise RunError(f"{where}: not a line of JSON ({error}); mend or remove the line") from error
             if not isinstance(row, dict):
                 raise RunError(f"{where}: holds {type(row).__name__}, not a JSON object; write one object a line")
@@ -176,78 +192,8 @@ def format_of(name: str) -> Format | None:
     return next((read for suffix, read in FORMATS.items() if name.endswith(suffix)), None)
 
 
-def once(sources: Iterable[Source]) -> list[Source]:
-    """Drops what is met again under another path: links, and folders within folders.
-
-    Raises:
-        RunError: a file can't be looked up.
-    """
-    found: dict[tuple[int, int], Source] = {}
-    for source in sources:
-        try:
-            status = source.path.stat()
-        except OSError as error:
-            raise _unreadable(source.path, error) from error
-        found.setdefault((status.st_dev, status.st_ino), source)
-    return list(found.values())
-
-
-def walk(folder: Path, skip: Collection[str] = ()) -> Iterator[Source]:
-    """The files below a folder that have a known suffix, in sorted order; hidden files and folders are passed over.
-
-    Args:
-        folder: where to start.
-        skip: names of folders to pass over.
-
-    Raises:
-        RunError: a folder can't be listed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise _unreadable(error.filename, error)
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in skip)
-        for name in sorted(files):
-            if not name.startswith(".") and format_of(name):
-                path = Path(parent, name)
-                yield Source(path, path.relative_to(folder).as_posix())
-
-
-def find_sources(inputs: Iterable[str]) -> list[Source]:
-    """Resolves files, folders and globs, in the order given; a file that is met twice counts once.
-
-    Raises:
-        ConfigError: an input that matches nothing, a named file of unknown suffix, or a folder or glob without any file
-            of a known suffix.
-        RunError: a folder can't be listed, or a file looked up.
-    """
-    known = ", ".join(FORMATS)
-    found: list[Source] = []
-    for given in inputs:
-        path = Path(given)
-        if path.exists():
-            matches = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]
-            if not matches:
-                raise ConfigError(f"input '{given}' matches no file or folder; check the path")
-        sources: list[Source] = []
-        for match in matches:
-            if match.is_dir():
-                sources += walk(match)
-            elif format_of(match.name):
-                sources.append(Source(match, match.name))
-        if not sources:
-            what = (
-                f"input '{given}' has no known suffix" if path.is_file() else f"no file of '{given}' has a known suffix"
-            )
-            raise ConfigError(f"{what}; known are {known}")
-        found += sources
-    return once(found)
-
-
-def _unreadable(path: Any, error: OSError) -> RunError:
+def unreadable(path: Any, error: OSError) -> RunError:
+    """The error that names a file which can't be read, with the system's reason."""
     return RunError(f"can't read '{path}': {error.strerror or error}; make it readable or leave it out of the inputs")
 
 
@@ -291,4 +237,4 @@ def read_documents(sources: Iterable[Source], text_field: str, counts: Counts) -
                 counts.bytes += size
                 yield Document(digest.digest(), size, text)
         except OSError as error:
-            raise _unreadable(source.path, error) from error
+            raise unreadable(source.path, error) from error

@@ -10,7 +10,8 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from tst_lightning.corpus.documents import Counts, Source, once, walk
+from tst_lightning.corpus.documents import Counts, Source
+from tst_lightning.corpus.inputs import once, walk
 
 # Installed packages may lie below the standard library's folder.
 _SKIPPED = {

@@ -1,42 +1,59 @@
 """The LightningDataModule: which shards, how many rows, and the run's need of tokens against what there is."""
 
+import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+from litdata import StreamingDataLoader
 from torch import Tensor
 
-from tst_lightning.data.blocks import BlockReader
+from tst_lightning.data.blocks import BlockReader, Cache, Replica, open_blocks
+from tst_lightning.data.corpora import Corpus, CorpusShare, open_corpora
+from tst_lightning.data.mixture import Mixture
+from tst_lightning.data.remote import is_remote
 from tst_lightning.data.rows import RowPlan, blocks_needed
 from tst_lightning.data.stream import RowStream
 from tst_lightning.errors import ConfigError
 from tst_lightning.phases import PhaseSchedule
-from tst_lightning.shards.manifest import SPLITS, Manifest
-from tst_lightning.shards.tokenizer import canonical_sha256
+from tst_lightning.shards.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class DataBudget:
-    """Tokens a run reads against tokens there are.
+class CorpusBudget:
+    """Tokens of a corpus that a run reads against those there are.
 
     Attributes:
         needed: tokens of the blocks that all ranks read over the run.
         available: tokens of the train split in whole blocks.
-        remainder: tokens of the train split that no whole block holds.
+        remainder: tokens of the train split that no whole block holds; they are never read.
+        uneven: tokens of the blocks that a pass leaves out, others each time, so that all ranks read equally many.
     """
 
     needed: int
     available: int
     remainder: int
+    uneven: int
 
     @property
     def passes(self) -> float:
         """How often the data is read."""
         return self.needed / self.available
+
+
+@dataclass(frozen=True)
+class DataBudget:
+    """What a run reads.
+
+    Attributes:
+        corpora: name -> its share of the reading.
+        cut: tokens of blocks that are read but not used, where a phase ends within a block.
+    """
+
+    corpora: dict[str, CorpusBudget]
+    cut: int
 
 
 def _next_token_batch(rows: list[Tensor]) -> dict[str, Tensor]:
@@ -47,7 +64,8 @@ class TokenDataModule(LightningDataModule):
     """Streams the shards that ``tst prepare`` wrote.
 
     Args:
-        shards: folder of ``tst prepare``.
+        shards: folder of ``tst prepare``, local or ``s3://``; or a mixture, name -> ``{path: FOLDER, weight: SHARE}``, all
+            made with one tokenizer. Weights are shares of the tokens and need not sum to 1.
         seq_len: positions a row, L; in superposition a position holds a bag of tokens.
         batch_size: rows a micro-batch of each device, in every phase.
         block_rows: next-token rows in a block, the largest bag size that the run may use. Runs that are compared share
@@ -56,16 +74,17 @@ class TokenDataModule(LightningDataModule):
         pool_blocks: blocks whose rows are permuted together.
         num_workers: reading processes; 0 is the fastest on local shards.
         seed: of the order of blocks and rows.
-        verify_train: hash every train shard at the start and compare with the manifest; reads all of the data once. The
-            validation split is verified in any case.
+        cache_dir: where chunks of remote shards are kept; null for LitData's own folder.
+        cache_bytes: how much of them is kept, but for the chunks in use and the next ones; null for LitData's own bound.
 
     Raises:
         ConfigError: shards missing, unfinished, damaged or too small for one block; sizes below 1.
+        RunError: remote shards can't be reached.
     """
 
     def __init__(
         self,
-        shards: str,
+        shards: str | dict[str, CorpusShare],
         seq_len: int,
         batch_size: int,
         block_rows: int = 1,
@@ -73,15 +92,16 @@ class TokenDataModule(LightningDataModule):
         pool_blocks: int = 64,
         num_workers: int = 0,
         seed: int = 1,
-        verify_train: bool = False,
+        cache_dir: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {"seq_len": seq_len, "batch_size": batch_size, "block_rows": block_rows, "pool_blocks": pool_blocks}
-        for name, value in {**sizes, "val_batch_size": val_batch_size}.items():
+        sizes |= {"val_batch_size": val_batch_size, "cache_bytes": 1 if cache_bytes is None else cache_bytes}
+        for name, value in sizes.items():
             if value < 1:
                 raise ConfigError(f"data.{name} is {value}; it must be at least 1")
-        self.folder = Path(shards)
-        self.manifest = Manifest.read(self.folder)
+        self.corpora = open_corpora(shards)
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.block_rows = block_rows
@@ -89,50 +109,41 @@ class TokenDataModule(LightningDataModule):
         self.pool_blocks = pool_blocks
         self.num_workers = num_workers
         self.seed = seed
-        self.verify_train = verify_train
-        self._check_files()
-        self._check_size()
+        self.cache = Cache(cache_dir, cache_bytes)
+        for corpus in self.corpora:
+            self._check_size(corpus)
 
     @property
     def block_tokens(self) -> int:
         """Tokens a block: block_rows next-token rows of L + 1."""
         return self.block_rows * (self.seq_len + 1)
 
-    def _check_files(self) -> None:
-        """What the manifest's own check of names and sizes leaves open: the small files' content."""
-        path = self.folder / "tokenizer.json"
-        try:
-            found = canonical_sha256(path.read_text(encoding="utf-8"))
-            if found != self.manifest.tokenizer_sha256:
-                raise ConfigError(
-                    f"'{path}' is not the tokenizer that the shards were made with (sha256 {found[:12]}...,"
-                    f" {self.manifest.tokenizer_sha256[:12]}... in the manifest): restore it, or prepare the shards again"
-                )
-            for split in SPLITS:
-                path = self.folder / split / "index.json"
-                listed = [(chunk["filename"], chunk["dim"]) for chunk in json.loads(path.read_bytes())["chunks"]]
-                chunks = getattr(self.manifest, split).chunks
-                if listed != [(chunk["filename"], chunk["tokens"]) for chunk in chunks]:
-                    raise ValueError("it does not list the manifest's chunks")
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"'{path}' is damaged ({error}): restore it, or prepare the shards again") from error
+    @property
+    def tokenizer(self) -> Manifest:
+        """A manifest for what all corpora share: ``tokenizer_sha256``, ``vocab_size``, ``end_of_document_id``."""
+        return self.corpora[0].manifest
 
-    def _check_size(self) -> None:
-        if not self._whole_blocks():
-            largest = max(chunk["tokens"] for chunk in self.manifest.train.chunks)
+    def sha256(self, split: str) -> str:
+        """Hash of a split's tokens: of one corpus its own, of a mixture that over names, shares and hashes."""
+        hashes = [getattr(corpus.manifest, split).sha256 for corpus in self.corpora]
+        if len(hashes) == 1:
+            return hashes[0]
+        listed = [[corpus.name, corpus.parts, mine] for corpus, mine in zip(self.corpora, hashes, strict=True)]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    def _check_size(self, corpus: Corpus) -> None:
+        if not corpus.blocks(self.block_tokens):
+            largest = max(chunk["tokens"] for chunk in corpus.manifest.train.chunks)
             raise ConfigError(
-                f"the shards at '{self.folder}' are too small: no shard file holds a block of {self.block_tokens:,} tokens"
-                f" (block_rows {self.block_rows} x (seq_len {self.seq_len} + 1)), the largest has {largest:,};"
-                " prepare more text, or lower data.seq_len or data.block_rows"
+                f"the shards at '{corpus.path}' are too small: no shard file holds a block of {self.block_tokens:,} tokens"
+                f" (block_rows {self.block_rows} x (seq_len {self.seq_len} + 1)), the largest has {largest:,}; prepare more"
+                " text, or lower data.seq_len or data.block_rows"
             )
-        if all(chunk["tokens"] < self.seq_len + 1 for chunk in self.manifest.val.chunks):
+        if all(chunk["tokens"] < self.seq_len + 1 for chunk in corpus.manifest.val.chunks):
             raise ConfigError(
-                f"the validation split at '{self.folder}' holds no row of {self.seq_len + 1:,} tokens (seq_len + 1);"
+                f"the validation split at '{corpus.path}' holds no row of {self.seq_len + 1:,} tokens (seq_len + 1);"
                 " prepare with a larger --val_share, or lower data.seq_len"
             )
-
-    def _whole_blocks(self) -> int:
-        return sum(chunk["tokens"] // self.block_tokens for chunk in self.manifest.train.chunks)
 
     def row_plans(self, schedule: PhaseSchedule, accumulate: int) -> list[RowPlan]:
         """What each phase reads, in micro-batches.
@@ -156,7 +167,7 @@ class TokenDataModule(LightningDataModule):
         ]
 
     def budget(self, schedule: PhaseSchedule, accumulate: int, world_size: int) -> DataBudget:
-        """Tokens that the run needs, over all ranks, and those there are.
+        """Tokens that the run reads of each corpus, over all ranks, and those there are.
 
         Args:
             schedule: the run's phases.
@@ -164,47 +175,77 @@ class TokenDataModule(LightningDataModule):
             world_size: ranks.
         """
         plans = self.row_plans(schedule, accumulate)
-        blocks = blocks_needed(plans, self.block_tokens, self.batch_size, self.pool_blocks) * world_size
-        available = self._whole_blocks() * self.block_tokens
-        return DataBudget(blocks * self.block_tokens, available, self.manifest.train.tokens - available)
+        needed = blocks_needed(plans, self.block_tokens, self.batch_size, self.pool_blocks) * world_size
+        used = sum(plan.batches * self.batch_size * plan.row_tokens for plan in plans) * world_size
+        corpora = {}
+        for corpus in self.corpora:
+            blocks = corpus.blocks(self.block_tokens)
+            corpora[corpus.name] = CorpusBudget(
+                needed=round(needed * corpus.share) * self.block_tokens,
+                available=blocks * self.block_tokens,
+                remainder=corpus.manifest.train.tokens - blocks * self.block_tokens,
+                uneven=blocks % world_size * self.block_tokens,
+            )
+        return DataBudget(corpora, needed * self.block_tokens - used)
 
     def setup(self, stage: str) -> None:
-        """Hashes the validation shards, and before training the train shards where ``verify_train`` asks for it.
+        """Checks that validation has a row for each rank, and hashes its local shards: a run is not to learn hours later.
+
+        Every chunk is checked again when it is first read, those of the train split and remote ones only then.
 
         Args:
             stage: "fit", "validate" or "test".
 
         Raises:
+            ConfigError: more ranks than rows to validate on.
             RunError: a shard whose content is not what ``tst prepare`` wrote; names the file.
-            OSError: a shard can't be read.
         """
-        self.manifest.verify("val")
-        if self.verify_train and stage == "fit":
-            self.manifest.verify("train")
+        ranks = self._replica().world_size
+        for corpus in self.corpora:
+            rows = sum(chunk["tokens"] // (self.seq_len + 1) for chunk in corpus.manifest.val.chunks)
+            if rows < ranks:
+                raise ConfigError(
+                    f"the validation split at '{corpus.path}' holds {rows:,} rows of {self.seq_len + 1:,} tokens, fewer"
+                    f" than the {ranks:,} processes of the run; prepare with a larger --val_share, or lower data.seq_len"
+                )
+            if not is_remote(corpus.path):
+                corpus.manifest.verify("val")
+
+    def _replica(self) -> Replica:
+        trainer = self.trainer
+        assert trainer is not None
+        ranks = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return Replica(ranks["rank"], ranks["num_replicas"], trainer.num_nodes)
 
     def train_dataloader(self) -> RowStream:
-        """The run's stream; built here because LitData needs the process group to exist."""
+        """The run's stream."""
         trainer = self.trainer
         assert trainer is not None
         module: Any = trainer.lightning_module
         schedule: PhaseSchedule = module.schedule
         accumulate = trainer.accumulate_grad_batches
+        replica = self._replica()
+        readers = [
+            BlockReader(corpus, self.block_tokens, self.seed, self.num_workers, replica, self.cache)
+            for corpus in self.corpora
+        ]
         stream = RowStream(
-            BlockReader(self.folder / "train", self.block_tokens, self.seed, self.num_workers),
+            Mixture(readers, [corpus.parts for corpus in self.corpora]),
             self.row_plans(schedule, accumulate),
             self.block_tokens,
             self.batch_size,
             self.pool_blocks,
             self.seed,
-            self._layout(schedule, accumulate, trainer.world_size),
+            self._layout(accumulate, replica),
         )
         stream.expected_batches = trainer.global_step * accumulate
         return stream
 
-    def _layout(self, schedule: PhaseSchedule, accumulate: int, world_size: int) -> dict[str, Any]:
+    def _layout(self, accumulate: int, replica: Replica) -> dict[str, Any]:
         return {
-            "shards": self.manifest.train.sha256,
-            "tokenizer": self.manifest.tokenizer_sha256,
+            "shards": {corpus.name: corpus.manifest.train.sha256 for corpus in self.corpora},
+            "weights": {corpus.name: corpus.parts for corpus in self.corpora},
+            "tokenizer": self.tokenizer.tokenizer_sha256,
             "seq_len": self.seq_len,
             "block_rows": self.block_rows,
             "batch_size": self.batch_size,
@@ -212,18 +253,21 @@ class TokenDataModule(LightningDataModule):
             "seed": self.seed,
             "accumulate_grad_batches": accumulate,
             "num_workers": self.num_workers,
-            "world_size": world_size,
-            "phases": [[entry.name, entry.phase.bag_size, entry.steps] for entry in schedule],
+            "world_size": replica.world_size,
+            "num_nodes": replica.nodes,
         }
 
-    def val_dataloader(self) -> StreamingDataLoader:
-        """Next-token rows of the validation split, in order, the same in every phase: ``tokens`` (B, L + 1) int64."""
-        rows = StreamingDataset(
-            str((self.folder / "val").resolve()), item_loader=TokensLoader(block_size=self.seq_len + 1), drop_last=False
-        )
-        rows.posix_fast = None
-        return StreamingDataLoader(rows, batch_size=self.val_batch_size, collate_fn=_next_token_batch)
+    def val_dataloader(self) -> list[StreamingDataLoader]:
+        """Next-token rows of each corpus' validation split, in order, the same in every phase: ``tokens`` (B, L + 1)."""
+        return [
+            StreamingDataLoader(
+                open_blocks(corpus, "val", self.seq_len + 1, self._replica(), self.cache, drop_last=False),
+                batch_size=self.val_batch_size,
+                collate_fn=_next_token_batch,
+            )
+            for corpus in self.corpora
+        ]
 
-    def test_dataloader(self) -> StreamingDataLoader:
-        """The validation split again: ``tst test`` scores a checkpoint under the ``test/`` tags."""
+    def test_dataloader(self) -> list[StreamingDataLoader]:
+        """The validation splits again: ``tst test`` scores a checkpoint under the ``test/`` tags."""
         return self.val_dataloader()

@@ -6,7 +6,8 @@ of one block do not fall into neighbouring steps.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from math import ceil, gcd
 
 import torch
@@ -54,10 +55,10 @@ def cut_rows(blocks: Tensor, row_tokens: int) -> Tensor:
     return blocks[:, : per_block * row_tokens].reshape(-1, row_tokens)
 
 
-def permute_rows(rows: Tensor, seed: int, pool: int) -> Tensor:
-    """Permutes the rows of a pool, in an order given by the seed and the pool's number in the run."""
+def permutation(count: int, seed: int, pool: int) -> Tensor:
+    """An order of the ``count`` rows of a pool, given by the seed and the pool's number in the run: (count,) int64."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + pool) % 2**63)
-    return rows[torch.randperm(len(rows), generator=generator)]
+    return torch.randperm(count, generator=generator)
 
 
 def pools(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks: int) -> Iterator[Pool]:
@@ -78,9 +79,7 @@ def pools(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks:
     index = 0
     for plan in plans:
         per_block = block_tokens // plan.row_tokens
-        unit_blocks = batch_size // gcd(batch_size, per_block)
-        full_blocks = unit_blocks * max(1, pool_blocks // unit_blocks)
-        full_batches = full_blocks * per_block // batch_size
+        full_batches = _full_pool(per_block, batch_size, pool_blocks)
         left = plan.batches
         while left:
             batches = min(left, full_batches)
@@ -89,6 +88,71 @@ def pools(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks:
             index += 1
 
 
+def _full_pool(per_block: int, batch_size: int, pool_blocks: int) -> int:
+    """Batches that a pool serves, the last one of a plan aside."""
+    unit_blocks = batch_size // gcd(batch_size, per_block)
+    return unit_blocks * max(1, pool_blocks // unit_blocks) * per_block // batch_size
+
+
 def blocks_needed(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks: int) -> int:
-    """Blocks that one rank reads over a run laid out by :func:`pools`."""
-    return sum(pool.blocks for pool in pools(plans, block_tokens, batch_size, pool_blocks))
+    """Blocks that one rank reads over a run laid out by :func:`pools`, in a time that does not grow with the run."""
+    total = 0
+    for plan in plans:
+        per_block = block_tokens // plan.row_tokens
+        full_batches = _full_pool(per_block, batch_size, pool_blocks)
+        full_pools, rest = divmod(plan.batches, full_batches)
+        total += full_pools * -(-full_batches * batch_size // per_block) + -(-rest * batch_size // per_block)
+    return total
+
+
+def merged(plans: list[RowPlan]) -> list[RowPlan]:
+    """The same batches with neighbouring stretches of one phase joined."""
+    joined: list[RowPlan] = []
+    for plan in plans:
+        if joined and replace(joined[-1], batches=0) == replace(plan, batches=0):
+            plan = replace(plan, batches=joined.pop().batches + plan.batches)
+        joined.append(plan)
+    return joined
+
+
+def replan(
+    laid: list[RowPlan], wanted: list[RowPlan], batches: int, block_tokens: int, batch_size: int, pool_blocks: int
+) -> list[RowPlan]:
+    """Lays the rest of a run anew, the pools that are begun staying as they are: no row is lost or repeated.
+
+    Args:
+        laid: plans under which ``batches`` batches were read.
+        wanted: plans of the whole run from now on.
+        batches: micro-batches of one rank read so far.
+        block_tokens: tokens a block.
+        batch_size: rows a micro-batch.
+        pool_blocks: blocks to permute together.
+
+    Returns:
+        Plans of the whole run: those of the begun pools, then the rest of ``wanted``.
+
+    Raises:
+        ValueError: ``wanted`` has other phases than ``laid`` in what was read, or in the rest of the pool begun.
+    """
+    begun: list[Pool] = []
+    done = 0
+    for pool in pools(laid, block_tokens, batch_size, pool_blocks):
+        if done >= batches:
+            break
+        begun.append(pool)
+        done += pool.batches
+    kept = [
+        replace(group[0].plan, batches=sum(pool.batches for pool in group))
+        for group in (list(pools_of_plan) for _, pools_of_plan in groupby(begun, key=lambda pool: id(pool.plan)))
+    ]
+    rest = merged(wanted)
+    for plan in merged(kept):
+        here = rest.pop(0) if rest else replace(plan, batches=0)
+        if replace(here, batches=plan.batches) != plan or here.batches < plan.batches:
+            raise ValueError(f"{plan.batches} batches of phase '{plan.phase}' were laid out, {here.batches} are wanted")
+        if here.batches > plan.batches:
+            rest.insert(0, replace(here, batches=here.batches - plan.batches))
+    joined = merged(kept + rest)
+    # One after another, only where no begun pool was cut short by what was then the end of its phase.
+    again = zip(begun, pools(joined, block_tokens, batch_size, pool_blocks), strict=False)
+    return joined if all(one.batches == other.batches for one, other in again) else kept + rest

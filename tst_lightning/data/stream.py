@@ -1,33 +1,34 @@
 """The training stream: batches of rows, cut for the phase that each belongs to, resumable to the batch."""
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
-from tst_lightning.data.blocks import BlockReader
-from tst_lightning.data.rows import RowPlan, cut_rows, permute_rows, pools
+from tst_lightning.data.mixture import Mixture
+from tst_lightning.data.rows import RowPlan, cut_rows, merged, permutation, pools, replan
 from tst_lightning.errors import ConfigError, RunError
 
 
 class RowStream:
     """An iterable with a length and a state, which Lightning saves and restores with the run.
 
-    The state is the number of batches handed out and the reader's position before the pool of the next one. That is
+    The state is the number of batches handed out and the readers' position before the pool of the next one. That is
     the same on every rank, and re-reading a pool gives the same rows.
 
     Args:
-        reader: where blocks come from.
+        mixture: where blocks come from.
         plans: what the run's batches are, in order.
         block_tokens: tokens a block.
         batch_size: rows a micro-batch.
         pool_blocks: blocks whose rows are permuted together.
         seed: of the permutation.
-        layout: everything that fixes the order of rows (shards, sizes, ranks, workers); a state of another layout is
-            refused.
+        layout: everything else that fixes the order of rows (shards, sizes, ranks, workers); a state of another layout
+            is refused.
     """
 
     def __init__(
         self,
-        reader: BlockReader,
+        mixture: Mixture,
         plans: list[RowPlan],
         block_tokens: int,
         batch_size: int,
@@ -35,25 +36,27 @@ class RowStream:
         seed: int,
         layout: dict[str, Any],
     ) -> None:
-        self._reader = reader
-        self._pools = list(pools(plans, block_tokens, batch_size, pool_blocks))
+        self._mixture = mixture
+        self._plans = plans
+        self._sizes = (block_tokens, batch_size, pool_blocks)
         self._batch_size = batch_size
         self._seed = seed
         self._layout = layout
-        self._reader_state = reader.state_dict()
+        self._mixture_state = mixture.state_dict()
         self.batches = 0
         # Set by the caller when a run goes on: a loader restarted in silence would repeat data without a word.
         self.expected_batches = 0
 
     def __len__(self) -> int:
         """Micro-batches of the whole run, those already handed out included."""
-        return sum(pool.batches for pool in self._pools)
+        return sum(plan.batches for plan in self._plans)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields ``tokens`` (batch_size, row_tokens) int64, with the phase's name and bag size.
+        """Yields ``tokens`` (batch_size, row_tokens) int64, the number of each row's corpus, ``corpus`` (batch_size,)
+        int64, how many rows each corpus has, ``corpus_rows``, and the phase's name and bag size.
 
         Raises:
-            RunError: the stream doesn't stand where the run does.
+            RunError: the stream doesn't stand where the run does; or see :class:`~tst_lightning.data.blocks.BlockReader`.
         """
         if self.batches != self.expected_batches:
             raise RunError(
@@ -61,32 +64,45 @@ class RowStream:
                 " repeat or skip data; this checkpoint holds no stream state, start a new run"
             )
         first = 0
-        for pool in self._pools:
+        for pool in pools(self._plans, *self._sizes):
             if first + pool.batches > self.batches:
-                self._reader_state = self._reader.state_dict()
-                rows = permute_rows(
-                    cut_rows(self._reader.take(pool.blocks), pool.plan.row_tokens), self._seed, pool.index
-                )
+                self._mixture_state = self._mixture.state_dict()
+                blocks, corpora = self._mixture.take(pool.blocks)
+                rows = cut_rows(blocks, pool.plan.row_tokens)
+                order = permutation(len(rows), self._seed, pool.index)
+                rows = rows[order]
+                corpora = corpora.repeat_interleave(len(rows) // len(blocks))[order]
                 for batch in range(self.batches - first, pool.batches):
                     self.batches += 1
                     if batch == pool.batches - 1:
-                        self._reader_state = self._reader.state_dict()
-                    tokens = rows[batch * self._batch_size : (batch + 1) * self._batch_size]
-                    yield {"tokens": tokens, "phase": pool.plan.phase, "bag_size": pool.plan.bag_size}
+                        self._mixture_state = self._mixture.state_dict()
+                    part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+                    yield {
+                        "tokens": rows[part],
+                        "corpus": corpora[part],
+                        "corpus_rows": corpora[part].bincount(minlength=len(self._mixture)).tolist(),
+                        "phase": pool.plan.phase,
+                        "bag_size": pool.plan.bag_size,
+                    }
             first += pool.batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and layout, of plain values only."""
-        return {"batches": self.batches, "reader": self._reader_state, "layout": self._layout}
+        """Position, plans and layout, of plain values only."""
+        return {
+            "batches": self.batches,
+            "mixture": self._mixture_state,
+            "plans": [list(astuple(plan)) for plan in self._plans],
+            "layout": self._layout,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a saved position.
+        """Takes up a saved position. Phases still to come may have changed; what was read must not have.
 
         Args:
             state: from :meth:`state_dict`.
 
         Raises:
-            ConfigError: the state belongs to another layout; names what differs, expected and found.
+            ConfigError: the state belongs to another layout, or to other phases; names what differs, expected and found.
         """
         saved = state["layout"]
         differing = [key for key in self._layout if saved.get(key) != self._layout[key]]
@@ -98,6 +114,19 @@ class RowStream:
                 f"the checkpoint was made with another data layout ({listed}); the order of data would silently change."
                 " Restore these settings, or start a new run"
             )
+        laid = [RowPlan(*plan) for plan in state["plans"]]
+        try:
+            same = merged(laid) == merged(self._plans)
+            self._plans = laid if same else replan(laid, self._plans, state["batches"], *self._sizes)
+        except ValueError as error:
+            was, now = (
+                ", ".join(f"{plan.phase} (bag size {plan.bag_size}) {plan.batches}" for plan in merged(plans))
+                for plans in (laid, self._plans)
+            )
+            raise ConfigError(
+                f"the checkpoint's phases, in batches, are {was}; now {now}: they differ in the {state['batches']} batches"
+                " already read. Change only what is to come, restore the phases, or start a new run"
+            ) from error
         self.batches = state["batches"]
-        self._reader_state = state["reader"]
-        self._reader.load_state_dict(state["reader"])
+        self._mixture_state = state["mixture"]
+        self._mixture.load_state_dict(state["mixture"])

@@ -55,7 +55,7 @@ def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int) -> int:
         for weight in layer.parameters(recurse=False)
         if weight.ndim == 2
     )
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None) or 0
+    head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     attention = 12 * config.num_hidden_layers * heads * head_dim * seq_len
     return (6 * products + attention) * seq_len

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 
 
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_MOST_LAYERS = 10_000  # more take minutes to build, before anything else can be found wrong
+
+
 class CausalLM(nn.Module):
     """Embeddings, body and LM-head weight of a Hugging Face model, and the loss of a phase over them.
 
@@ -44,7 +48,7 @@ class CausalLM(nn.Module):
             phase: what the rows mean and what is predicted.
 
         Returns:
-            Sum in nats, and count.
+            A part in nats for each row, and the count of positions.
         """
         hidden = phase.forward(self, tokens)
         return phase.loss(self, hidden, tokens)
@@ -64,12 +68,28 @@ class CausalLM(nn.Module):
 
     def body(self, inputs_embeds: Tensor) -> Tensor:
         """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm."""
-        return self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+        return self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True).last_hidden_state
 
     @property
     def head(self) -> Tensor:
         """(V, d) LM-head weight; the embedding matrix itself where the two are tied."""
         return self.lm.get_output_embeddings().weight
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Checks what torch would take for an empty model, or build for hours.
+
+    Args:
+        config: of any model.
+
+    Raises:
+        ConfigError: a size below 1, or too many layers.
+    """
+    for key in _SIZES:
+        size = getattr(config, key, None)
+        most = _MOST_LAYERS if key == "num_hidden_layers" else 2**63 - 1
+        if isinstance(size, int) and not 1 <= size <= most:
+            raise ConfigError(f"model.config.init_args.{key} is {size}; it must be at least 1 and at most {most:,}")
 
 
 def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> CausalLM:
@@ -85,6 +105,7 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> C
     Raises:
         ConfigError: the config is of no causal LM, or of one whose loss can't be had from hidden states and head.
     """
+    check_sizes(config)
     for key, neutral in _LOGIT_TRANSFORMS.items():
         value = getattr(config, key, neutral)
         if value not in (neutral, None):
@@ -108,10 +129,11 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> C
         lm = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention or attention_for(config), dtype=torch.float32
         )
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            f"no causal language model can be built from {type(config).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):  # nothing is wrong with the values
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"no causal language model can be built from {type(config).__name__} ({reason})") from error
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ConfigError(f"{type(lm).__name__} has a bias on its LM head, which the losses do not reproduce")
     return CausalLM(lm.train())

@@ -58,5 +58,5 @@ class PhaseStrategy(ABC):
             tokens: (B, row_tokens(L)) int64 ids.
 
         Returns:
-            Sum in nats over B * L positions, and that count.
+            A part in nats for each of the B rows, and the count of B * L positions.
         """

@@ -12,6 +12,8 @@ from tst_lightning.phases.base import PhaseStrategy
 if TYPE_CHECKING:
     from tst_lightning.modeling import CausalLM
 
+_LARGEST_BAG = 65_536  # more text than a context holds; its weights would be laid out for nothing
+
 
 class SuperpositionPhase(PhaseStrategy):
     """Full superposition (arXiv 2605.06546, phase 1): bags in, bags out, the transformer untouched.
@@ -26,13 +28,13 @@ class SuperpositionPhase(PhaseStrategy):
             s = 8 up), fitted_power_law, exponential or first.
 
     Raises:
-        ConfigError: bag size below 1, unknown weighting, share outside [0, 1].
+        ConfigError: bag size below 1 or beyond 65,536, unknown weighting, share outside [0, 1].
     """
 
     def __init__(self, bag_size: int, share: float | None = None, weighting: str = "uniform") -> None:
         super().__init__(share)
-        if bag_size < 1:
-            raise ConfigError(f"bag_size is {bag_size}; it must be at least 1")
+        if not 1 <= bag_size <= _LARGEST_BAG:
+            raise ConfigError(f"bag_size is {bag_size}; it must be at least 1 and at most {_LARGEST_BAG:,}")
         try:
             self._weights = bag_weights(weighting, bag_size)
         except ValueError as error:
@@ -57,4 +59,5 @@ class SuperpositionPhase(PhaseStrategy):
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
         """Multi-hot cross-entropy of (B, L, d) hidden states against bags 1 to L of each row."""
         _, targets = inputs_and_targets(tokens, self._bag_size)
-        return multi_hot_cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten(0, 1), self._weights)
+        loss = multi_hot_cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten(0, 1), self._weights)
+        return loss.by_row(len(tokens))

@@ -9,25 +9,31 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tst_lightning.corpus.documents import Counts, Document, Source, find_sources, read_documents
+from tst_lightning.corpus.documents import Counts, Document, Source, read_documents
+from tst_lightning.corpus.inputs import find_sources
 from tst_lightning.corpus.python_source import by_content, find_python_files
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.shards.manifest import MANIFEST_NAME, MANIFEST_VERSION, SPLITS, Manifest, SplitInfo
+from tst_lightning.shards.whole_folder import partial_folder, publish
+
+if TYPE_CHECKING:
+    from tst_lightning.shards.tokenizer import ShardTokenizer
 
 BATCH_CHARACTERS = 4 << 20  # text encoded at once; the encodings take some hundred bytes a token
+VOCAB_SIZE = 4096  # of a trained tokenizer, unless told
+_NAMED = 5  # links named when they are passed over
 
 
 def build(
     inputs: list[str],
     out: str,
     python_source: Literal["none", "stdlib", "packages"] = "none",
-    vocab_size: int = 4096,
+    vocab_size: int | None = None,
     tokenizer: str | None = None,
     val_share: float = 0.01,
     text_field: str = "text",
@@ -39,11 +45,12 @@ def build(
     """Turns text into tokenised shards for training and validation, with a manifest.
 
     Args:
-        inputs: files, folders and globs of text (.txt .md .py ...), .jsonl, .jsonl.gz, .jsonl.zst and .parquet.
+        inputs: files, folders and globs of text (.txt .md .py ...), .jsonl, .jsonl.gz, .jsonl.zst (lines of at most
+            256 MiB) and .parquet. Links that lead out of a given folder or glob are not followed.
         out: folder to write; it appears when it is complete.
         python_source: also read the running interpreter's own source files: the standard library ("stdlib"), or that
             and the installed packages ("packages").
-        vocab_size: ids of the tokenizer to train, at least 257. Not used with --tokenizer.
+        vocab_size: ids of the tokenizer to train, at least 257; 4096 unless given. A --tokenizer has its own.
         tokenizer: an existing tokenizer in place of a trained one: tokenizer.json, folder, or Hugging Face hub name.
         val_share: share of the documents held out for validation, above 0 and below 1. The hash of a document's text
             decides, so adding documents moves none to the other split.
@@ -62,15 +69,19 @@ def build(
         OSError: the same, from the file system.
     """
     _check_options(inputs, python_source, val_share, max_bytes, tokenizer_train_bytes, chunk_bytes)
-    files = find_sources(inputs)
+    outside: list[Path] = []
+    files = find_sources(inputs, outside)
+    if outside:
+        named = ", ".join(f"'{path}'" for path in outside[:_NAMED]) + (", ..." if len(outside) > _NAMED else "")
+        print(f"not followed: {len(outside)} links that lead out of the inputs or nowhere ({named})", file=sys.stderr)
     python_files = find_python_files(python_source == "packages") if python_source != "none" else []
-    counts = Counts()
+    counts = Counts(skipped_links=len(outside))
     python_by_content = by_content(python_files, counts)
     fingerprint = _fingerprint(files)
     python_sha256 = hashlib.sha256(b"".join(python_by_content)).hexdigest() if python_files else None
     options = {
         "python_source": python_source,
-        "vocab_size": None if tokenizer else vocab_size,
+        "vocab_size": None if tokenizer else vocab_size or VOCAB_SIZE,
         "tokenizer": tokenizer,
         "val_share": val_share,
         "text_field": text_field,
@@ -79,26 +90,31 @@ def build(
         "chunk_bytes": chunk_bytes,
     }
     target = Path(out)
-    if not overwrite and (existing := _existing(target, options, fingerprint, python_sha256)):
-        return existing, True
-    _check_replaceable(target)
 
+    def finished() -> Manifest | None:
+        existing = None if overwrite else _existing(target, options, fingerprint, python_sha256)
+        if existing is None:
+            _check_replaceable(target)
+        elif vocab_size is not None:
+            _check_vocab_size(vocab_size, tokenizer, existing.vocab_size)
+        return existing
+
+    if existing := finished():
+        return existing, True
     summary = {"kinds": {"text": len(files), "python": len(python_files)}, "python_sha256": python_sha256}
     sources = [*files, *python_by_content.values()]
-    partial = _sibling(target, ".partial")
-    for stale in (partial, _sibling(target, ".replaced")):
-        shutil.rmtree(stale, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        manifest = _write(partial, sources, counts, summary, fingerprint, options)
-        _publish(partial, target)
+        with partial_folder(target) as partial:
+            if existing := finished():  # by another process, a moment ago
+                return existing, True
+            loaded = _tokenizer(sources, vocab_size, options)
+            manifest = _write(partial, loaded, sources, counts, summary, fingerprint, options)
+            publish(partial, target)
     except OSError as error:
         full = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         raise RunError(
-            f"{error.strerror or error} at '{error.filename or partial}'; {full} or choose another --out"
+            f"{error.strerror or error} at '{error.filename or target}'; {full} or choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return dataclasses.replace(manifest, folder=target), False
 
 
@@ -130,9 +146,12 @@ def _check_options(
         raise ConfigError(f"--chunk_bytes {chunk_bytes} must be below 2**32: LitData counts bytes in 32 bits")
 
 
-def _sibling(target: Path, suffix: str) -> Path:
-    target = target.absolute()
-    return target.with_name(target.name + suffix)
+def _check_vocab_size(vocab_size: int, tokenizer: str | None, found: int) -> None:
+    if tokenizer and vocab_size != found:
+        raise ConfigError(
+            f"--vocab_size {vocab_size} is for a tokenizer to train, but tokenizer '{tokenizer}' has {found:,} ids;"
+            " leave one of the two out"
+        )
 
 
 def _fingerprint(sources: Iterable[Source]) -> str:
@@ -208,8 +227,33 @@ def _batches(pieces: Iterable[tuple[str, str | None]]) -> Iterator[list[tuple[st
         yield batch
 
 
+def _tokenizer(sources: list[Source], vocab_size: int | None, options: dict[str, Any]) -> "ShardTokenizer":
+    """The tokenizer that was named, or one trained on the training split."""
+    # Imported here: it takes a second, which help and refused arguments need not wait for.
+    from tst_lightning.shards.tokenizer import load_tokenizer, train_tokenizer
+
+    if name := options["tokenizer"]:
+        loaded = load_tokenizer(name)
+        if vocab_size is not None:
+            _check_vocab_size(vocab_size, name, loaded.vocab_size)
+        return loaded
+
+    def training_text() -> Iterator[list[str]]:
+        documents = _take(read_documents(sources, options["text_field"], Counts()), options["max_bytes"])
+        kept = (document for document in documents if split_of(document.digest, options["val_share"]) == "train")
+        pieces = (
+            ("train", piece) for document in _take(kept, options["tokenizer_train_bytes"]) for piece in document.text()
+        )
+        for batch in _batches(pieces):
+            yield [piece for _, piece in batch if piece is not None]
+
+    print("training the tokenizer ...", file=sys.stderr)
+    return train_tokenizer(training_text(), options["vocab_size"], show_progress=sys.stderr.isatty())
+
+
 def _write(
     folder: Path,
+    tokenizer: "ShardTokenizer",
     sources: list[Source],
     counts: Counts,
     summary: dict[str, Any],
@@ -217,30 +261,14 @@ def _write(
     options: dict[str, Any],
 ) -> Manifest:
     """Fills a folder with tokenizer, shards and manifest."""
-    # Imported here: litdata takes seconds, which help and refused arguments need not wait for.
+    # Imported here: litdata takes seconds.
     from tqdm import tqdm
 
-    from tst_lightning.shards.tokenizer import encode_batches, load_tokenizer, train_tokenizer
+    from tst_lightning.shards.tokenizer import encode_batches
     from tst_lightning.shards.writer import ShardWriter, dtype_for
 
     share, text_field, max_bytes = options["val_share"], options["text_field"], options["max_bytes"]
-
-    def training_text() -> Iterator[list[str]]:
-        documents = _take(read_documents(sources, text_field, Counts()), max_bytes)
-        kept = (document for document in documents if split_of(document.digest, share) == "train")
-        pieces = (
-            ("train", piece) for document in _take(kept, options["tokenizer_train_bytes"]) for piece in document.text()
-        )
-        for batch in _batches(pieces):
-            yield [piece for _, piece in batch if piece is not None]
-
-    if options["tokenizer"]:
-        tokenizer = load_tokenizer(options["tokenizer"])
-    else:
-        print("training the tokenizer ...", file=sys.stderr)
-        tokenizer = train_tokenizer(training_text(), options["vocab_size"], show_progress=sys.stderr.isatty())
     tokenizer.save(folder)
-
     dtype = dtype_for(tokenizer.vocab_size)
     writers = {split: ShardWriter(folder / split, dtype, options["chunk_bytes"]) for split in SPLITS}
     documents_of, bytes_of = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
@@ -293,24 +321,3 @@ def _check_splits(documents_of: dict[str, int], counts: Counts, val_share: float
                 f"none of {counts.documents} documents fell into the {split} split at --val_share {val_share}: "
                 f"{how} --val_share or add documents"
             )
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Makes the finished folder durable, then moves it into place at once."""
-    for parent, _, files in os.walk(partial):
-        for path in [*(Path(parent, name) for name in files), Path(parent)]:
-            _fsync(path)
-    replaced = _sibling(target, ".replaced")
-    if target.exists():
-        target.rename(replaced)
-    partial.rename(target)
-    _fsync(target.absolute().parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

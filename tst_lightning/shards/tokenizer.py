@@ -13,6 +13,7 @@ from tst_lightning.errors import ConfigError, RunError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 TRAINED = "byte-level BPE"
+_AROUND_THE_TEXT = {"post_processor", "truncation", "padding"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def load_tokenizer(name: str) -> ShardTokenizer:
         if path.is_file():
             loaded = PreTrainedTokenizerFast(tokenizer_file=str(path))
         else:
-            loaded = AutoTokenizer.from_pretrained(name, local_files_only=path.is_dir())
+            # A folder may bring code of its own and ask for it to be run.
+            loaded = AutoTokenizer.from_pretrained(name, local_files_only=path.is_dir(), trust_remote_code=False)
     except Exception as error:  # the library's own kinds: OSError, ValueError, bare Exception for a broken file
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConfigError(
@@ -145,8 +147,12 @@ def load_tokenizer(name: str) -> ShardTokenizer:
 
 
 def canonical_sha256(text: str) -> str:
-    """Hash of a tokenizer's JSON, whatever its layout: that of ``tokenizer.json`` stands in the manifest."""
-    content = json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    """Hash of what in a tokenizer's JSON decides the ids of a text, whatever its layout; it stands in the manifest.
+
+    What adds special tokens, pads or truncates is not used here, and transformers writes it anew on every saving.
+    """
+    parts = {key: value for key, value in json.loads(text).items() if key not in _AROUND_THE_TEXT}
+    content = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 

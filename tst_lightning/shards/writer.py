@@ -17,8 +17,7 @@ import torch
 from litdata.streaming.item_loader import TokensLoader
 from litdata.streaming.writer import BinaryWriter
 
-# What LitData writes before the tokens of a chunk of one item: the number of items and two offsets, 4 bytes each.
-HEADER_BYTES = 12
+from tst_lightning.shards.manifest import HEADER_BYTES
 
 
 def dtype_for(vocab_size: int) -> str:

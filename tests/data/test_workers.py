@@ -1,0 +1,32 @@
+"""A reading process that is killed ends the run with a message, and the run goes on from its last checkpoint."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from tests.test_resume import assert_same_state, last
+
+
+class WorkerKiller(Callback):
+    """Kills this process' children, all of which read data, with SIGKILL while step ``step`` is being taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            for child in multiprocessing.active_children():
+                child.kill()
+
+
+def test_a_killed_reading_process_ends_with_a_message_and_loses_nothing(fit: Any, tmp_path: Path) -> None:
+    changes = {"data__num_workers": 2, "data__pool_blocks": 1}  # a pool of few blocks, so that the next is read soon
+    assert fit("whole", **changes)[0] == 0
+    killer = '--trainer.callbacks+={"class_path": "tests.data.test_workers.WorkerKiller", "init_args": {"step": 12}}'
+    code, said = fit("run", killer, **changes)
+    assert code == 1, said
+    assert "error: another process of the run ended" in said and "Traceback" not in said
+    assert fit("run", "--ckpt_path", "last", **changes)[0] == 0
+    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))

@@ -1,0 +1,78 @@
+"""Steps added to a run: what was read stays as it was, and before the decay the run is as if planned so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.callbacks.recorder import RECORD, recorded
+from tests.test_resume import assert_same_state, last, signal_at
+from tst_lightning.compare.runs import read_runs
+
+NEXT_TOKEN = {"model__phases": {"next_token": {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}}}
+
+
+def longer(share: float, steps: int = 40) -> dict[str, Any]:
+    return {"model__phases__superposition__init_args__share": share, "trainer__max_steps": steps}
+
+
+@pytest.mark.parametrize("stop", [7, 9, 11])
+def test_before_the_decay_the_run_is_as_if_planned_so(fit: Any, tmp_path: Path, stop: int) -> None:
+    """Superposition holds 10 steps either way; the decay would have begun at step 16. Pools are of 2 and 8 batches."""
+    assert fit("planned", **longer(0.25))[0] == 0
+    assert fit("added", *signal_at(stop))[0] == 128 + 15
+    code, said = fit("added", "--ckpt_path", "last", **longer(0.25))
+    assert code == 0, said
+    assert "note      40 steps instead of 20: the learning rate had not begun to decay" in said
+    assert_same_state(last(tmp_path / "planned"), last(tmp_path / "added"))
+    planned, added = read_runs([str(tmp_path / "planned"), str(tmp_path / "added")])
+    assert [(p.step, p.flops, p.loss) for p in planned.curve] == [(p.step, p.flops, p.loss) for p in added.curve]
+
+
+def test_a_finished_run_goes_on_without_losing_or_repeating_a_row(fit: Any, tmp_path: Path) -> None:
+    """20 steps of 4 rows end within a pool of 32 rows, 3 rows short of a block; 13 more, stopped once; twice longer."""
+    assert fit("run", *RECORD, **NEXT_TOKEN)[0] == 0
+    rows = [row for batch in recorded(tmp_path / "run")["batches"] for row in batch]
+    code, said = fit("run", "--ckpt_path", "last", *RECORD, **NEXT_TOKEN, trainer__max_steps=35)
+    assert code == 0, said
+    assert "goes from 0% of its peak back to 100%" in said and "finished" in said and "35 steps" in said
+    rows += [row for batch in recorded(tmp_path / "run")["batches"] for row in batch]
+    code, said = fit("run", "--ckpt_path", "last", *RECORD, **NEXT_TOKEN, trainer__max_steps=40)
+    assert code == 0, said
+    rows += [row for batch in recorded(tmp_path / "run")["batches"] for row in batch]
+    assert len(rows) == 40 * 4
+    assert len({tuple(row) for row in rows}) == len(rows)
+    assert last(tmp_path / "run")["global_step"] == 40
+    assert fit("run", "--ckpt_path", "last", **NEXT_TOKEN, trainer__max_steps=40)[1].startswith("reusing")
+    (curve, _) = (run.curve for run in read_runs([str(tmp_path / "run")] * 2))
+    assert [point.step for point in curve] == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_the_learning_rate_is_that_of_the_longer_schedule(fit: Any, tmp_path: Path) -> None:
+    assert fit("run", **NEXT_TOKEN)[0] == 0
+    assert fit("run", "--ckpt_path", "last", *signal_at(20), **NEXT_TOKEN, trainer__max_steps=40)[0] == 128 + 15
+    moments = last(tmp_path / "run")["optimizer_states"][0]
+    assert moments["param_groups"][0]["lr"] == pytest.approx(3e-3)
+    before = torch.load(tmp_path / "run" / "checkpoints" / "best-step=20.ckpt", weights_only=True)
+    assert before["optimizer_states"][0]["param_groups"][0]["lr"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # Step 12 was read in recovery; under half of 40 steps it would have been superposition.
+        (
+            longer(0.5),
+            "the checkpoint's phases, in batches, are superposition (bag size 4) 10, recovery (bag size 1) 10;",
+        ),
+        ({"trainer__max_steps": 10}, "trainer.max_steps was 20, now 10"),
+        ({"trainer__max_steps": 40, "data__seq_len": 8}, "data.seq_len was 16, now 8"),
+        ({"trainer__max_steps": 20, "model__phases__superposition__init_args__share": 0.25}, "share was 0.5, now 0.25"),
+    ],
+)
+def test_what_would_change_the_past_is_refused(fit: Any, changes: dict[str, Any], expected: str) -> None:
+    assert fit("run", *signal_at(12))[0] == 128 + 15
+    code, said = fit("run", "--ckpt_path", "last", **changes)
+    assert code == 2 and expected in said and "Traceback" not in said
+    assert fit("run", "--ckpt_path", "last")[0] == 0  # nothing was lost by asking
