@@ -31,7 +31,7 @@ def test_before_the_decay_the_run_is_as_if_planned_so(fit: Any, tmp_path: Path, 
 
 
 def test_a_finished_run_goes_on_without_losing_or_repeating_a_row(fit: Any, tmp_path: Path) -> None:
-    """20 steps of 4 rows end within a pool of 32 rows, 3 rows short of a block; 13 more, stopped once; twice longer."""
+    """20 steps of 4 rows end within a pool of 32 rows, 4 rows within a block; then 35 steps, then 40."""
     assert fit("run", *RECORD, **NEXT_TOKEN)[0] == 0
     rows = [row for batch in recorded(tmp_path / "run")["batches"] for row in batch]
     code, said = fit("run", "--ckpt_path", "last", *RECORD, **NEXT_TOKEN, trainer__max_steps=35)

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         where = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some space and go on with the same command" if full else ""
+        hint = "; free some space and give the same command again (a run goes on with --ckpt_path last)" if full else ""
         print(f"error: {error.strerror or error}{where}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from tst_lightning.errors import RunError
 
 _PARTIAL = ".partial"
+_PARTS = {"state_dict": dict, "global_step": int, "loops": dict}
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -138,8 +139,8 @@ def read_step(path: Path) -> int:
         except Exception as error:  # zipfile and torch have a dozen kinds, OSError for an absurd offset among them
             reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunError(f"checkpoint '{path}' can't be read ({reason})") from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step", "loops"} <= content.keys():
-        raise RunError(f"'{path}' is no checkpoint of `tst fit` (no state_dict and loops in it)")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in _PARTS.items()):
+        raise RunError(f"'{path}' is no checkpoint of `tst fit` (no {', '.join(_PARTS)} in it)")
     return content["global_step"]
 
 

@@ -1,5 +1,6 @@
 """The LightningModule: hands each step to the phase that it belongs to, and validates on next tokens in every phase."""
 
+import json
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class SuperpositionModule(LightningModule):
         config: Hugging Face configuration of the model, such as ``transformers.LlamaConfig``.
         phases: name to phase, in the order of training; names appear in the log.
         optimizer: any torch optimizer; matrices take its weight decay, vectors none.
-        schedule: learning-rate schedule over all optimizer steps.
+        lr_schedule: learning-rate schedule over all optimizer steps.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class SuperpositionModule(LightningModule):
         self._corpus_loss: Tensor = torch.zeros(())
         self._corpus_rows: list[int] = []
         self._planned_steps: int | None = None
+        self._made_with: dict[str, dict[str, Any]] = {}
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -234,8 +236,12 @@ class SuperpositionModule(LightningModule):
     # -- checkpoint ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the steps that the run is laid out for, and the random state, so that dropout goes on as it would have."""
+        """Adds what the run is made with and laid out for, and the random state, so that dropout goes on as it would."""
         checkpoint["total_steps"] = self.trainer.max_steps
+        checkpoint["made_with"] = {
+            "model.config": self._model_settings(),
+            "model.optimizer": self._optimizer_settings(),
+        }
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
@@ -244,7 +250,7 @@ class SuperpositionModule(LightningModule):
         """Keeps the random state until training begins; set-up still draws from it.
 
         Raises:
-            ConfigError: the checkpoint is of another model.
+            ConfigError: the checkpoint is of another model, or of one that was configured otherwise.
         """
         here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         saved = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", here).items()}
@@ -254,21 +260,38 @@ class SuperpositionModule(LightningModule):
                     f"the checkpoint is of another model: '{name}' has shape {saved.get(name, 'none')} in it,"
                     f" {here.get(name, 'none')} here; restore model.config, or start a new run"
                 )
+        self._made_with = checkpoint.get("made_with", {})
+        self._refuse_another("model.config", self._model_settings())
         self._rng = checkpoint.get("rng")
-        self._planned_steps = checkpoint.get("total_steps")
+        self._planned_steps = int(checkpoint.get("total_steps", self.trainer.max_steps))
+
+    def _model_settings(self) -> dict[str, Any]:
+        settings = json.loads(self.config.to_json_string(use_diff=True))
+        return {key: value for key, value in settings.items() if key != "transformers_version"}
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        optimizer = self.trainer.optimizers[0]
+        return json.loads(json.dumps({"class": type(optimizer).__name__} | optimizer.defaults, default=str))
+
+    def _refuse_another(self, key: str, now: dict[str, Any]) -> None:
+        """Weights and optimizer state would come from the checkpoint, and the record say otherwise."""
+        was = self._made_with.get(key, now)
+        differing = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+        if differing:
+            listed = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in differing)
+            raise ConfigError(
+                f"the checkpoint was made with another {key} ({listed}): what is asked for would be recorded but not used;"
+                " restore it, or start a new run"
+            )
 
     def on_train_start(self) -> None:
         """Restores the random state of a resumed run.
 
         Raises:
-            ConfigError: the run was begun with another optimizer.
+            ConfigError: the run was begun with another optimizer, or with other values of it.
         """
         optimizer = self.trainer.optimizers[0]
-        if missing := sorted(optimizer.defaults.keys() - optimizer.param_groups[0].keys()):
-            raise ConfigError(
-                f"the checkpoint is of another optimizer: {type(optimizer).__name__} needs {', '.join(missing)}, which it"
-                " does not hold; restore model.optimizer, or start a new run"
-            )
+        self._refuse_another("model.optimizer", self._optimizer_settings())
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if self._planned_steps not in (None, self.trainer.max_steps):
             # The saved rate is of the schedule that the run was laid out for.

@@ -180,8 +180,18 @@ def test_corpora_of_different_tokenizers_are_refused(fit: Any, shards: Path, tmp
     assert code == 2 and "corpora 'first' and 'second' were made with different tokenizers" in said
 
 
-def test_other_weights_are_refused_on_resume(fit: Any, shards: Path, second: Path) -> None:
+def test_other_weights_are_refused_on_resume(fit: Any, shards: Path, second: Path, tmp_path: Path) -> None:
     assert fit("run", *signal_at(3), **of(shards, second))[0] == 128 + 15
     code, said = fit("run", "--ckpt_path", "last", **of(shards, second, 0.5))
+    assert code == 2 and "training shards or their weights" in said
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    code, said = fit("branch", "--ckpt_path", checkpoint, **of(shards, second, 0.5))
     assert code == 2
-    assert "weights: {'first': 3, 'second': 1} in the checkpoint, {'first': 1, 'second': 1} now" in said
+    assert "weights: [['first', 3], ['second', 1]] in the checkpoint, [['first', 1], ['second', 1]] now" in said
+    # The order of corpora is that of the readers in the state.
+    reordered = {"data__shards": dict(reversed(of(shards, second)["data__shards"].items()))}
+    code, said = fit("branch", "--ckpt_path", checkpoint, **reordered)
+    assert (
+        code == 2
+        and "weights: [['first', 3], ['second', 1]] in the checkpoint, [['second', 1], ['first', 3]] now" in said
+    )

@@ -116,16 +116,17 @@ def test_the_same_sequence_as_local_and_from_an_empty_cache(
     assert first + rest == whole
 
 
-def test_the_cache_is_bounded(numbered: tuple[Corpus, Corpus], tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_is_bounded(numbered: tuple[Corpus, Corpus], tmp_path: Path, workers: int) -> None:
     """20 chunks of 212 bytes, of which 800 bytes may stay, and those in use and fetched ahead."""
     local, remote = numbered
     folder, most = tmp_path / "cache", 0
     rows = []
-    for batch in stream([remote], PLANS, 20, cache=Cache(str(folder), 800)):
+    for batch in stream([remote], PLANS, 20, workers=workers, cache=Cache(str(folder), 800)):
         rows.append(batch["tokens"].tolist())
         most = max(most, sum(path.stat().st_size for path in folder.rglob("*.bin") if path.exists()))
-    assert rows == tokens(local, Cache())[0]
-    assert 0 < most <= 800 + 4 * 212 < 20 * 212
+    assert rows == tokens(local, Cache(), workers=workers)[0]
+    assert 0 < most <= 800 + (4 if workers == 0 else 8) * 212 < 20 * 212
 
 
 def test_runs_from_bucket_and_disk_are_the_same_run(fit: Any, shards: Path, s3: Any, tmp_path: Path) -> None:

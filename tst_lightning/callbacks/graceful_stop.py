@@ -37,6 +37,7 @@ class GracefulStop(Checkpoint):
         self._received: list[int] = []
         self._previous: dict[int, Any] = {}
         self._saved: Path | None = None
+        self._stop_later = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Takes over the signals; Lightning's own handlers leave no checkpoint, or requeue the job themselves."""
@@ -56,8 +57,11 @@ class GracefulStop(Checkpoint):
         self._previous = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves after a whole step, unless its validation is still to come."""
+        """Saves after a whole step, unless its validation is still to come; has others end the run there only."""
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # A time limit or early stopping ends the run at once; within a step it could not go on from there.
+        self._stop_later = self._stop_later or trainer.should_stop
+        trainer.should_stop = self._stop_later and whole_step
         validation_due = (batch_idx + 1) % (trainer.val_check_batch or float("inf")) == 0
         if whole_step and not validation_due:
             self._save_if_asked(trainer)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.errors import ConfigError
 from tst_lightning.flops import CONVENTION
+from tst_lightning.whole_file import write_whole
 
 RUN_RECORD_FORMAT = 1
 
@@ -93,10 +94,8 @@ class RunRecord(Callback):
                 "config": json.loads(config.to_json_string(use_diff=True)),
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             },
-            "tokenizer_sha256": data.tokenizer.tokenizer_sha256,
+            **data.hashes,
             "vocab_size": data.tokenizer.vocab_size,
-            "train_sha256": data.sha256("train"),
-            "val_sha256": data.sha256("val"),
             "seq_len": data.seq_len,
             "phases": phases,
             "flops": sum(phase["steps"] * phase["flops_per_step"] for phase in phases),
@@ -179,10 +178,7 @@ class RunRecord(Callback):
     @rank_zero_only
     def _write(self, trainer: Trainer, status: str) -> None:
         self._record |= {"status": status, "step": trainer.global_step}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".json.partial")
-        beside.write_text(json.dumps(self._record, indent=2, default=str) + "\n")
-        os.replace(beside, self.path)
+        write_whole(self.path, json.dumps(self._record, indent=2, default=str) + "\n")
 
     @rank_zero_only
     def _log_hyperparameters(self, trainer: Trainer) -> None:

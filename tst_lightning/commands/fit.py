@@ -24,12 +24,20 @@ from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
 from tst_lightning.commands.limits import check_memory, check_nodes, check_numbers
 from tst_lightning.commands.parser import one_line
-from tst_lightning.commands.refusals import as_user_error, new_files_removed
-from tst_lightning.commands.run_folder import check_same_run, find_checkpoint, mark_finished, read_status
+from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
+from tst_lightning.commands.run_folder import (
+    check_same_data,
+    check_same_run,
+    find_checkpoint,
+    holds_checkpoints,
+    mark_finished,
+    read_status,
+)
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
 from tst_lightning.module import SuperpositionModule
+from tst_lightning.whole_file import write_whole
 
 DESCRIPTIONS = {
     "fit": "Trains a model through its phases.",
@@ -49,13 +57,9 @@ class _SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            path = Path(self.config.run_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config.ckpt_path = None  # the file describes the run, not one of its starts
-            beside = path.with_suffix(".yaml.partial")  # a run killed in here must not leave half a file
-            self.parser.save(config, beside, skip_unset=False, overwrite=True, multifile=False)
-            beside.replace(path)
+            write_whole(Path(self.config.run_dir) / "config.yaml", self.parser.dump(config, skip_unset=False))
 
 
 class TSTCommandLine(LightningCLI):
@@ -127,11 +131,18 @@ class TSTCommandLine(LightningCLI):
                 f"trainer.max_steps is {'null' if trainer.max_steps is None else trainer.max_steps}; phases are shares of"
                 " a fixed number of steps: name it, such as --trainer.max_steps 1000"
             )
-        every, batches = trainer.val_check_interval, trainer.max_steps * (trainer.accumulate_grad_batches or 1)
+        accumulate = trainer.accumulate_grad_batches or 1
+        every, batches = trainer.val_check_interval, trainer.max_steps * accumulate
         if isinstance(every, int) and (every < 1 or batches % every) and trainer.limit_val_batches != 0:
             raise ConfigError(
                 f"trainer.val_check_interval is {every}, which does not divide the run's {batches:,} batches (max_steps x"
                 " accumulate_grad_batches): the final model would not be validated; choose a divisor"
+            )
+        in_batches = int(batches * every) if isinstance(every, float) else every
+        if isinstance(in_batches, int) and in_batches % accumulate:
+            raise ConfigError(
+                f"trainer.val_check_interval is {every}: a validation, and its checkpoint, would fall within a step of"
+                f" {accumulate} batches (accumulate_grad_batches), where no run can go on; choose a multiple of that"
             )
 
     def instantiate_classes(self) -> None:
@@ -165,19 +176,22 @@ class TSTCommandLine(LightningCLI):
             names a checkpoint after which there is nothing to train.
         """
         run_dir = Path(self.config.run_dir)
-        if status := read_status(run_dir):
+        status = read_status(run_dir)
+        if status or holds_checkpoints(run_dir):
             if self.config.ckpt_path is None:
+                how = f"{status.status} at step {status.step} of {status.max_steps}" if status else "its record is gone"
                 raise ConfigError(
-                    f"'{run_dir}' already holds a run ({status.status} at step {status.step} of {status.max_steps}); go on"
-                    " with --ckpt_path last, or name another --run_dir"
+                    f"'{run_dir}' already holds a run ({how}); go on with --ckpt_path last, or name another --run_dir"
                 )
             check_same_run(run_dir, yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
+        if status:
+            check_same_data(run_dir, status, self.datamodule.hashes)
             if status.status == "finished" and status.step >= self.trainer.max_steps:
                 print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
         found = find_checkpoint(run_dir, self.config.ckpt_path)
         if found and found.step >= self.trainer.max_steps:
-            if not (status and found.path.parent == run_dir / "checkpoints"):
+            if not (status and found.path.resolve().parent == (run_dir / "checkpoints").resolve()):
                 raise ConfigError(
                     f"checkpoint '{found.path}' is of step {found.step:,}, and trainer.max_steps is"
                     f" {self.trainer.max_steps:,}: no step is left to take; raise max_steps, or name another --ckpt_path"
@@ -243,6 +257,11 @@ class TSTCommandLine(LightningCLI):
         except Exception as error:
             if isinstance(error, UserError | OSError) or _is_lost_process(error):
                 raise
+            if checkpoint and is_of_restoring(error):
+                raise RunError(
+                    f"checkpoint '{checkpoint}' can't be gone on from ({type(error).__name__}:"
+                    f" {one_line(str(error))[:200]}); it was altered, or is of another version: name another --ckpt_path"
+                ) from error
             configured = [*trainer.loggers, *trainer.callbacks, *trainer.optimizers]  # type: ignore[attr-defined]
             if told := as_user_error(error, configured, trainer.global_step > step, sizes):
                 raise told from error
@@ -268,6 +287,9 @@ def _quieten() -> None:
     """Drops what Lightning says about itself, and its warnings that do not hold for this stream."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("litdata.streaming.dataset").setLevel(
+        logging.ERROR
+    )  # about uneven ranks, in validation as wanted
     logging.getLogger("transformers").setLevel(logging.ERROR)  # about generating text, which no command of these does
     for message in (
         ".*does not have many workers.*",

@@ -12,7 +12,8 @@ from tst_lightning.commands.parser import shown
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import count_parameters
 
-_LEAST_PROCESSES = 4  # so many are allowed however few the cores, to try things out
+# So many are allowed however few the cores: ranks to try things out, readers because they mostly wait.
+_LEAST_RANKS, _LEAST_READERS = 4, 16
 _LARGEST_SEED = 2**32 - 1
 _MOST_BATCHES = 10**12  # a year of them at 30,000 a second
 _LARGEST_INT = 2**63 - 1  # what torch and numpy can count to
@@ -33,15 +34,16 @@ def check_numbers(config: Namespace) -> None:
     for key in ("log_every_n_steps", "accumulate_grad_batches"):
         if (value := config.trainer[key]) is not None and value < 1:
             raise ConfigError(f"trainer.{key} is {shown(value)}; it must be at least 1")
-    most = max(_LEAST_PROCESSES, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    ranks, readers = max(_LEAST_RANKS, cores), max(_LEAST_READERS, cores)
     devices, workers = str(config.trainer.devices), config.data.get("num_workers") or 0
     on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if on_cpu and devices.isdecimal() and int(devices) > most:
+    if on_cpu and devices.isdecimal() and int(devices) > ranks:
         raise ConfigError(
-            f"trainer.devices is {devices}; on the CPU of this machine at most {most} processes make sense"
+            f"trainer.devices is {devices}; on the CPU of this machine at most {ranks} processes make sense"
         )
-    if not 0 <= workers <= most:
-        raise ConfigError(f"data.num_workers is {workers}; it must lie between 0 and {most} on this machine")
+    if not 0 <= workers <= readers:
+        raise ConfigError(f"data.num_workers is {workers}; it must lie between 0 and {readers} on this machine")
     steps, accumulate = config.trainer.max_steps or 0, config.trainer.accumulate_grad_batches or 1
     if steps * accumulate > _MOST_BATCHES:
         raise ConfigError(

@@ -67,6 +67,12 @@ def as_user_error(
     return ConfigError(f"{type(built).__qualname__ if built else 'a class'} refuses its values: {_reason(error)}")
 
 
+def is_of_restoring(error: Exception) -> bool:
+    """Whether an exception arose while a run took up the state that its checkpoint holds."""
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(part in name for name in names for part in ("load_state", "load_checkpoint", "set_rng_state", "restore"))
+
+
 def _is_below(frame: FrameType, folder: Path) -> bool:
     return Path(frame.f_code.co_filename).is_relative_to(folder)
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tst_lightning.checkpoint_io import read_step
 from tst_lightning.commands.config_file import check_config_file
 from tst_lightning.errors import ConfigError, RunError
+from tst_lightning.whole_file import write_whole
 
 # What makes a run the run it is; everything else (logging, where shards lie, reading processes) may change on the way.
 # Batch size, workers and ranks are guarded by the stream's own state.
@@ -19,15 +20,28 @@ _TRAINER_KEYS = {"max_steps", "accumulate_grad_batches", "gradient_clip_val", "p
 _FREE_DATA_KEYS = {"shards", "num_workers", "cache_dir", "cache_bytes"}
 # A run may be made longer; the phases still to come then take other shares, which the stream's state checks.
 _STEPS = "trainer.max_steps"
+_DATA_HASHES = {
+    "train_sha256": "training shards or their weights",
+    "val_sha256": "validation shards or their weights",
+    "tokenizer_sha256": "tokenizer",
+}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run has come: ``running``, ``stopped`` or ``finished``, at ``step`` of ``max_steps``."""
+    """What a run's record says of it.
+
+    Attributes:
+        status: ``running``, ``stopped`` or ``finished``.
+        step: at the last record.
+        max_steps: that it was laid out for.
+        data: hashes of the data that it was begun with, by the record's keys.
+    """
 
     status: str
     step: int
     max_steps: int
+    data: dict[str, str]
 
 
 def read_status(run_dir: Path) -> RunStatus | None:
@@ -41,9 +55,36 @@ def read_status(run_dir: Path) -> RunStatus | None:
         return None
     try:
         record = json.loads(path.read_bytes())
-        return RunStatus(record["status"], record["step"], record["max_steps"])
+        step, max_steps = record["step"], record["max_steps"]
+        if type(step) is not int or type(max_steps) is not int:
+            raise ValueError(f"step is {step!r} of {max_steps!r}")
+        return RunStatus(str(record["status"]), step, max_steps, {key: str(record[key]) for key in _DATA_HASHES})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(f"'{path}' is damaged ({error!r}); remove it, or name another --run_dir") from error
+        raise RunError(f"'{path}' is damaged ({error!r}); restore it, or name another --run_dir") from error
+
+
+def holds_checkpoints(run_dir: Path) -> bool:
+    """Whether there is a checkpoint in a run's folder, which a new run there would overwrite."""
+    return any((run_dir / "checkpoints").glob("*.ckpt"))
+
+
+def check_same_data(run_dir: Path, status: RunStatus, data: dict[str, str]) -> None:
+    """Refuses to go on with a run, or to reuse it, on other data than its own, wherever that lies.
+
+    Args:
+        run_dir: folder of the run.
+        status: its record.
+        data: hashes of the data asked for, by the record's keys.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    differing = [_DATA_HASHES[key] for key, value in status.data.items() if data[key] != value]
+    if differing:
+        raise ConfigError(
+            f"'{run_dir}' holds a run on other data ({' and '.join(differing)} are not what it was begun with); restore"
+            " data.shards, or name another --run_dir"
+        )
 
 
 def check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
@@ -96,9 +137,7 @@ def mark_finished(run_dir: Path, step: int) -> None:
     """Completes the record of a run that was killed after its last checkpoint and before it could say so."""
     path = run_dir / "run.json"
     record = json.loads(path.read_bytes()) | {"status": "finished", "step": step}
-    beside = path.with_suffix(".json.partial")
-    beside.write_text(json.dumps(record, indent=2) + "\n")
-    beside.replace(path)
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 class FoundCheckpoint(NamedTuple):

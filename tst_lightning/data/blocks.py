@@ -68,6 +68,16 @@ class TokensLoader(litdata.TokensLoader):
         self._remote = is_remote(corpus.path)
         self._entries = {chunk["filename"]: chunk for chunk in getattr(corpus.manifest, split).chunks}
         self._checked: set[str] = set()
+        # LitData's own thread deletes chunks from the cache while the reader closes them.
+        self._closing = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a reading process that is spawned."""
+        return super().__getstate__() | {"_closing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A lock is each process' own."""
+        self.__dict__.update(state | {"_closing": threading.Lock()})
 
     def pre_load_chunk(self, chunk_index: int, chunk_filepath: str) -> None:
         """Nothing: LitData's thread would map a chunk that was not checked yet."""
@@ -100,8 +110,15 @@ class TokensLoader(litdata.TokensLoader):
 
     def delete(self, chunk_index: int, chunk_filepath: str) -> None:
         """Drops a chunk from the cache; fetched again, it is checked again."""
-        self._checked.discard(chunk_filepath)
-        super().delete(chunk_index, chunk_filepath)
+        with self._closing:
+            self._checked.discard(chunk_filepath)
+            super().delete(chunk_index, chunk_filepath)
+
+    def close(self, chunk_index: int) -> None:
+        """Releases a chunk, unless it has been deleted since."""
+        with self._closing:
+            if chunk_index in self._mmaps:
+                super().close(chunk_index)
 
 
 def open_blocks(
@@ -202,11 +219,13 @@ class BlockReader:
         """The next block of this replica, (block_tokens,) int64 ids, across passes.
 
         Raises:
-            RunError: a shard is damaged or can't be fetched.
+            RunError: a shard is damaged or can't be fetched, or there is no block for this replica.
         """
-        while True:
+        passes = 0
+        while passes < 2:
             if self._blocks is None:
                 self._blocks = iter(self._loader)
+                passes += 1
             try:
                 block = next(self._blocks, None)
             except RunError as error:
@@ -216,6 +235,7 @@ class BlockReader:
             if block is not None:
                 return block[0].to(torch.int64)
             self._blocks = None
+        raise RunError(f"a whole pass over the shards at '{self._corpus.path}' gives this process no block")
 
     def state_dict(self) -> dict[str, Any]:
         """LitData's position, to be restored by :meth:`load_state_dict`; empty before the first block.

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from math import gcd, lcm
 from pathlib import Path
 
 from tst_lightning.data.remote import fetch, is_remote, sizes
@@ -82,6 +82,7 @@ def open_corpora(shards: str | Mapping[str, CorpusShare]) -> list[Corpus]:
     weights = [Fraction(str(entry.weight)) for entry in shards.values()]
     unit = lcm(*(weight.denominator for weight in weights))
     parts = [int(weight * unit) for weight in weights]
+    parts = [part // gcd(*parts) for part in parts]
     corpora = [
         Corpus(name, entry.path, part, part / sum(parts), _read_manifest(entry.path))
         for (name, entry), part in zip(shards.items(), parts, strict=True)

@@ -131,6 +131,15 @@ class TokenDataModule(LightningDataModule):
         listed = [[corpus.name, corpus.parts, mine] for corpus, mine in zip(self.corpora, hashes, strict=True)]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the run's data is, by the keys of its record."""
+        return {
+            "tokenizer_sha256": self.tokenizer.tokenizer_sha256,
+            "train_sha256": self.sha256("train"),
+            "val_sha256": self.sha256("val"),
+        }
+
     def _check_size(self, corpus: Corpus) -> None:
         if not corpus.blocks(self.block_tokens):
             largest = max(chunk["tokens"] for chunk in corpus.manifest.train.chunks)
@@ -189,7 +198,8 @@ class TokenDataModule(LightningDataModule):
         return DataBudget(corpora, needed * self.block_tokens - used)
 
     def setup(self, stage: str) -> None:
-        """Checks that validation has a row for each rank, and hashes its local shards: a run is not to learn hours later.
+        """Checks that each rank has something to read, and hashes local validation shards: a run is not to learn hours
+        later.
 
         Every chunk is checked again when it is first read, those of the train split and remote ones only then.
 
@@ -197,19 +207,28 @@ class TokenDataModule(LightningDataModule):
             stage: "fit", "validate" or "test".
 
         Raises:
-            ConfigError: more ranks than rows to validate on.
+            ConfigError: more ranks than blocks to train on or rows to validate on.
             RunError: a shard whose content is not what ``tst prepare`` wrote; names the file.
         """
         ranks = self._replica().world_size
         for corpus in self.corpora:
-            rows = sum(chunk["tokens"] // (self.seq_len + 1) for chunk in corpus.manifest.val.chunks)
-            if rows < ranks:
+            if corpus.blocks(self.block_tokens) < ranks:
                 raise ConfigError(
-                    f"the validation split at '{corpus.path}' holds {rows:,} rows of {self.seq_len + 1:,} tokens, fewer"
-                    f" than the {ranks:,} processes of the run; prepare with a larger --val_share, or lower data.seq_len"
+                    f"the shards at '{corpus.path}' hold {corpus.blocks(self.block_tokens):,} blocks of"
+                    f" {self.block_tokens:,} tokens, fewer than the {ranks:,} processes of the run; prepare more text, or"
+                    " lower data.seq_len or data.block_rows"
+                )
+            if self._val_rows(corpus) < ranks:
+                raise ConfigError(
+                    f"the validation split at '{corpus.path}' holds {self._val_rows(corpus):,} rows of"
+                    f" {self.seq_len + 1:,} tokens, fewer than the {ranks:,} processes of the run; prepare with a larger"
+                    " --val_share, or lower data.seq_len"
                 )
             if not is_remote(corpus.path):
                 corpus.manifest.verify("val")
+
+    def _val_rows(self, corpus: Corpus) -> int:
+        return sum(chunk["tokens"] // (self.seq_len + 1) for chunk in corpus.manifest.val.chunks)
 
     def _replica(self) -> Replica:
         trainer = self.trainer
@@ -243,8 +262,9 @@ class TokenDataModule(LightningDataModule):
 
     def _layout(self, accumulate: int, replica: Replica) -> dict[str, Any]:
         return {
-            "shards": {corpus.name: corpus.manifest.train.sha256 for corpus in self.corpora},
-            "weights": {corpus.name: corpus.parts for corpus in self.corpora},
+            # Lists, because their order is that of the readers in the state.
+            "shards": [[corpus.name, corpus.manifest.train.sha256] for corpus in self.corpora],
+            "weights": [[corpus.name, corpus.parts] for corpus in self.corpora],
             "tokenizer": self.tokenizer.tokenizer_sha256,
             "seq_len": self.seq_len,
             "block_rows": self.block_rows,
@@ -258,11 +278,14 @@ class TokenDataModule(LightningDataModule):
         }
 
     def val_dataloader(self) -> list[StreamingDataLoader]:
-        """Next-token rows of each corpus' validation split, in order, the same in every phase: ``tokens`` (B, L + 1)."""
+        """Next-token rows of each corpus' validation split, in order, the same in every phase: ``tokens`` (B, L + 1).
+
+        LitData deals whole batches to ranks, so they are smaller where there are few rows.
+        """
         return [
             StreamingDataLoader(
                 open_blocks(corpus, "val", self.seq_len + 1, self._replica(), self.cache, drop_last=False),
-                batch_size=self.val_batch_size,
+                batch_size=min(self.val_batch_size, self._val_rows(corpus) // self._replica().world_size),
                 collate_fn=_next_token_batch,
             )
             for corpus in self.corpora

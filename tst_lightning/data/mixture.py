@@ -54,6 +54,8 @@ class Mixture:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues after the blocks that the state had seen."""
+        if len(state["drawn"]) != len(self._drawn):
+            raise ValueError(f"blocks of {len(state['drawn'])} corpora were drawn, there are {len(self._drawn)}")
         self._drawn = list(state["drawn"])
         for reader, saved in zip(self._readers, state["readers"], strict=True):
             reader.load_state_dict(saved)

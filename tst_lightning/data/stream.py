@@ -61,7 +61,7 @@ class RowStream:
         if self.batches != self.expected_batches:
             raise RunError(
                 f"the data stream stands at batch {self.batches}, but the run at {self.expected_batches}: going on would"
-                " repeat or skip data; this checkpoint holds no stream state, start a new run"
+                " repeat or skip data; this checkpoint was written within a step, or without the stream: name another one"
             )
         first = 0
         for pool in pools(self._plans, *self._sizes):
