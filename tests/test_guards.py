@@ -70,7 +70,7 @@ def test_a_record_of_other_types_is_damaged(fit: Any, tmp_path: Path, value: str
     [
         ("--model.optimizer.init_args.lr", "1e-5", "another model.optimizer (lr was 0.003, now 1e-05)"),
         ("--model.optimizer.class_path", "torch.optim.RAdam", "another model.optimizer ("),
-        ("--model.config.init_args.rms_norm_eps", "1e-3", "another model.config (rms_norm_eps was None, now 0.001)"),
+        ("--model.config.init_args.rms_norm_eps", "1e-3", "another model.config (rms_norm_eps was 1e-06, now 0.001)"),
         ("--data.batch_size", "2", "batch_size: 4 in the checkpoint, 2 now"),
         ("--data.seed", "2", "seed: 1 in the checkpoint, 2 now"),
         ("--data.pool_blocks", "4", "pool_blocks: 8 in the checkpoint, 4 now"),

@@ -112,7 +112,9 @@ def test_yaml_with_python_tags(fit, shards, tmp_path, capfd, canary, tag):
     # As the configuration that a run was left with, which a resumed one is compared with.
     config.write_text(text)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.json").write_text(json.dumps({"status": "stopped", "step": 3, "max_steps": 20}))
+    record = {"status": "stopped", "step": 3, "max_steps": 20}
+    record |= dict.fromkeys(("train_sha256", "val_sha256", "tokenizer_sha256"), "0" * 64)
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
     (tmp_path / "run/config.yaml").write_text(f"{text}extra: {tagged}\n")
     refused(capfd, "fit", "--config", str(config), "--ckpt_path", "last", code=2)
     refused(capfd, "validate", "--config", str(tmp_path / "run/config.yaml"), code=2)

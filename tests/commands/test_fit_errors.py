@@ -380,7 +380,11 @@ def test_unreadable_checkpoint(refused: Refused, finished: Path, tmp_path: Path,
         (f"{MODEL}.num_hidden_layers", 3, ["of another model", "layers.2", "none in it"]),
         ("data.batch_size", 2, ["another data layout (batch_size: 4 in the checkpoint, 2 now)", "Restore"]),
         ("data.seed", 2, ["another data layout (seed: 1 in the checkpoint, 2 now)"]),
-        ("model.optimizer", {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, ["another model.optimizer", "SGD"]),
+        (
+            "model.optimizer",
+            {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+            ["another model.optimizer", "SGD"],
+        ),
     ],
 )
 def test_checkpoint_of_another_run(refused: Refused, finished: Path, path: str, value: Any, says: list[str]) -> None:
