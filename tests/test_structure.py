@@ -26,7 +26,7 @@ ORDER = [
         {"errors.py", "__init__.py", "checkpoint_io.py", "whole_file.py"},
         {"corpus"},
         {"shards"},
-        {"bags.py", "losses.py", "metrics.py", "optim.py"},
+        {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "optim.py"},
     ),
     *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"commands"}),
     {"__main__.py"},

@@ -80,14 +80,17 @@ def bag_weights(weighting: str, bag_size: int) -> Tensor:
 def mean_embedding(bags: Tensor, weight: Tensor) -> Tensor:
     """Averages the embeddings of each bag's tokens, without a (B, L, s, d) tensor.
 
-    ``embedding_bag`` accumulates in float32 inside and rounds once, whatever the weight's dtype.
+    ``embedding_bag`` accumulates in float32 inside and rounds once, but adds gradients up in the weight's dtype: half
+    precision would lose most of those of frequent tokens, so it goes by a float32 copy, of (V, d).
 
     Args:
         bags: (B, L, s) ids.
         weight: (V, d) embedding matrix.
 
     Returns:
-        (B, L, d) in the weight's dtype (the autocast dtype under autocast).
+        (B, L, d) in the weight's dtype, under autocast too, like an ordinary embedding.
     """
     rows, positions, bag_size = bags.shape
-    return F.embedding_bag(bags.reshape(-1, bag_size), weight, mode="mean").view(rows, positions, -1)
+    wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+    mean = F.embedding_bag(bags.reshape(-1, bag_size), wide, mode="mean")
+    return mean.to(weight.dtype).view(rows, positions, -1)

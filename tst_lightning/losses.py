@@ -4,11 +4,14 @@ data parallelism and ignored labels agree.
 Shapes: N positions, s targets a position, d residual width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from tst_lightning.fused_cross_entropy import IGNORED, fused_cross_entropy
+
+__all__ = ["IGNORED", "LossSum", "bag_mass_cross_entropy", "multi_hot_cross_entropy", "next_token_cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -16,32 +19,23 @@ class LossSum:
     """A loss before division.
 
     Attributes:
-        parts: (P,) nats, float32 or wider, one part a position or a row.
-        count: positions over all parts.
+        total: nats over all positions, a scalar with gradients; float32 or wider.
+        parts: (P,) the same by position or by row, without gradients.
+        count: positions that were scored, a scalar on the device; one with ignored targets by the weight of the others.
     """
 
+    total: Tensor
     parts: Tensor
-    count: int
+    count: Tensor
 
     def by_row(self, rows: int) -> "LossSum":
         """The same with one part a row, for positions that lie row after row."""
-        return LossSum(self.parts.view(rows, -1).sum(1), self.count)
-
-    @property
-    def total(self) -> Tensor:
-        """Nats over all parts, a scalar."""
-        return self.parts.sum()
+        return replace(self, parts=self.parts.view(rows, -1).sum(1))
 
     @property
     def mean(self) -> Tensor:
-        """Nats per position."""
-        return self.total / self.count
-
-
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """(N, V) logits, at least float32: a sum over V exponentials is not to be taken in half precision."""
-    logits = F.linear(hidden, head)
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        """Nats per position, a scalar with gradients; 0 where nothing was scored."""
+        return self.total / self.count.clamp_min(torch.finfo(self.count.dtype).tiny)
 
 
 def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> LossSum:
@@ -49,20 +43,38 @@ def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weigh
 
     ``loss = logsumexp(z) - sum_i w_i z[y_i]`` with ``z = hidden @ head.T`` (arXiv 2605.06546, section 3). It is the
     mean (by weight) of s ordinary cross-entropies, so a token that appears twice in a bag counts twice, and with s = 1
-    it is the ordinary one. The V-wide work is done once, whatever s is.
+    it is the ordinary one. Time and memory do not grow with s: the V-wide work is that of one target
+    (:mod:`tst_lightning.fused_cross_entropy`).
 
     Args:
         hidden: (N, d) outputs of the transformer's body.
         head: (V, d) LM-head weight.
-        targets: (N, s) ids.
-        weights: (s,) summing to 1.
+        targets: (N, s) ids; an ``IGNORED`` one counts neither in the sum nor, by its weight, in the count.
+        weights: (s,) summing to 1, on the device of the hidden states.
 
     Returns:
-        A part a position, in nats, and N.
+        A part a position, in nats.
     """
-    logits = _logits(hidden, head)
-    target_term = logits.gather(-1, targets) @ weights.to(logits)
-    return LossSum(torch.logsumexp(logits, -1) - target_term, targets.shape[0])
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _multi_hot)
+    return LossSum(total, losses, scored.sum())
+
+
+def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
+    """How little probability the bag's tokens have together: the paper's MCE-alt.
+
+    ``loss = logsumexp(z) - logsumexp(z over the distinct tokens of the bag)`` (arXiv 2605.06546). Order and
+    repeats within a bag do not matter; with s = 1 it is the ordinary cross-entropy.
+
+    Args:
+        hidden: (N, d) outputs of the transformer's body.
+        head: (V, d) LM-head weight.
+        targets: (N, s) ids; ``IGNORED`` ones are not of the bag.
+
+    Returns:
+        A part a position, in nats; the count is of bags with at least one token.
+    """
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, hidden.new_ones(targets.shape[1]), _bag_mass)
+    return LossSum(total, losses, scored.sum())
 
 
 def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
@@ -71,9 +83,22 @@ def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> L
     Args:
         hidden: (N, d) outputs of the transformer's body.
         head: (V, d) LM-head weight.
-        targets: (N,) ids.
+        targets: (N,) ids; ``IGNORED`` ones are not scored.
 
     Returns:
-        A part a position, in nats, and N.
+        A part a position, in nats.
     """
-    return LossSum(F.cross_entropy(_logits(hidden, head), targets, reduction="none"), targets.shape[0])
+    return multi_hot_cross_entropy(hidden, head, targets[:, None], hidden.new_ones(1))
+
+
+def _multi_hot(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return -(weights * log_probs).sum(1), -weights
+
+
+def _bag_mass(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    same = (targets[:, :, None] == targets[:, None, :]).tril(-1) & (weights > 0)[:, None, :]
+    kept = (weights > 0) & ~same.any(2)  # the first of each token
+    # A bag without a token keeps its log-probabilities, and has them scored by nothing.
+    masked = log_probs.masked_fill(~kept & kept.any(1, keepdim=True), float("-inf"))
+    any_kept = kept.any(1).to(log_probs)
+    return -torch.logsumexp(masked, 1) * any_kept, -torch.softmax(masked, 1) * any_kept[:, None]

@@ -28,7 +28,7 @@ class NextTokenMetrics(Metric):
         super().__init__()
         self.bytes_per_token = bytes_per_token
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, loss: LossSum) -> None:
         """Adds a batch's sum (nats) and count (predicted tokens)."""

@@ -8,13 +8,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.metrics import NextTokenMetrics, score_mixture
-from tst_lightning.modeling import CausalLM, build_causal_lm
+from tst_lightning.modeling import CausalLM, build_causal_lm, compile_layers
 from tst_lightning.optim import WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
@@ -30,6 +31,8 @@ class SuperpositionModule(LightningModule):
         phases: name to phase, in the order of training; names appear in the log.
         optimizer: any torch optimizer; matrices take its weight decay, vectors none.
         lr_schedule: learning-rate schedule over all optimizer steps.
+        compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
+            checkpoints are the same with and without it.
     """
 
     def __init__(
@@ -38,18 +41,21 @@ class SuperpositionModule(LightningModule):
         phases: dict[str, PhaseStrategy],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_schedule: WarmupStableDecay = WarmupStableDecay(),  # noqa: B008 - immutable, and shown by --help
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.phases = phases
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self.compile_layers = compile
         self.validation = NextTokenPhase()
         self.model: CausalLM
         self._schedule: PhaseSchedule | None = None
         self._corpus_loss: Tensor = torch.zeros(())
         self._corpus_rows: list[int] = []
         self._planned_steps: int | None = None
+        self._gradient_norm: Tensor | None = None
         self._made_with: dict[str, dict[str, Any]] = {}
 
     # -- set-up -------------------------------------------------------------------------------------------------
@@ -79,6 +85,8 @@ class SuperpositionModule(LightningModule):
         """Builds the model, once, where the strategy wants it."""
         if not hasattr(self, "model"):
             self.model = build_causal_lm(self.config)
+            if self.compile_layers:
+                compile_layers(self.model.lm)
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
@@ -164,7 +172,7 @@ class SuperpositionModule(LightningModule):
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
         loss = self.model(batch["tokens"], phase)
-        return {"loss": loss.mean, "row_losses": loss.parts.detach() * (len(loss.parts) / loss.count)}
+        return {"loss": loss.mean, "row_losses": loss.parts * (len(loss.parts) / loss.count)}
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
@@ -200,10 +208,18 @@ class SuperpositionModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by global norm if asked to, and logs the norm before clipping; one pass over the gradients for both."""
-        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        """Clips by global norm if asked to, and logs the norm before clipping."""
+        norm = self.gradient_norm()
+        self._gradient_norm = None
+        if gradient_clip_val is not None:
+            clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
         self.log("train/grad_norm", norm)
+
+    def gradient_norm(self) -> Tensor:
+        """Global norm of the step's gradient before clipping, a scalar; taken once a step, for all who ask."""
+        if self._gradient_norm is None:
+            self._gradient_norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return self._gradient_norm
 
     # -- validation ---------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from typing import Any, Literal, NoReturn
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from tst_lightning.errors import ConfigError, RunError
@@ -83,9 +82,8 @@ class NonFiniteGuard(Callback):
         """
         assert self._first_bad is not None
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        bad_gradient = ~torch.isfinite(get_total_norm([] if scaler else gradients))
-        bad = torch.stack([self._bad_loss, bad_gradient.to(self._bad_loss.device)])
+        good_gradient = torch.ones_like(self._bad_loss) if scaler else torch.isfinite(pl_module.gradient_norm())
+        bad = torch.stack([self._bad_loss, ~good_gradient])
         self._bad_loss = torch.zeros_like(self._bad_loss)
         if self.action == "stop":
             self._first_bad = torch.minimum(self._first_bad, torch.where(bad, trainer.global_step, _NEVER))

@@ -1,12 +1,13 @@
 """Token superposition: each position reads a bag of tokens and predicts the whole next bag."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from tst_lightning.bags import bag_weights, inputs_and_targets
 from tst_lightning.errors import ConfigError
-from tst_lightning.losses import LossSum, multi_hot_cross_entropy
+from tst_lightning.losses import LossSum, bag_mass_cross_entropy, multi_hot_cross_entropy
 from tst_lightning.phases.base import PhaseStrategy
 
 if TYPE_CHECKING:
@@ -26,21 +27,35 @@ class SuperpositionPhase(PhaseStrategy):
         share: share of all optimizer steps, r in the paper, 0 to 1; None takes what the other phases leave.
         weighting: the share of the loss that each token of a target bag carries: uniform, power_law (better from
             s = 8 up), fitted_power_law, exponential or first.
+        objective: multi_hot, or bag_mass: the probability that the bag's distinct tokens have together (the paper's
+            MCE-alt, published as equally good); it takes no weighting.
 
     Raises:
-        ConfigError: bag size below 1 or beyond 65,536, unknown weighting, share outside [0, 1].
+        ConfigError: bag size below 1 or beyond 65,536, unknown weighting, a weighting with bag_mass, share outside
+            [0, 1].
     """
 
-    def __init__(self, bag_size: int, share: float | None = None, weighting: str = "uniform") -> None:
+    def __init__(
+        self,
+        bag_size: int,
+        share: float | None = None,
+        weighting: str = "uniform",
+        objective: Literal["multi_hot", "bag_mass"] = "multi_hot",
+    ) -> None:
         super().__init__(share)
         if not 1 <= bag_size <= _LARGEST_BAG:
             raise ConfigError(f"bag_size is {bag_size}; it must be at least 1 and at most {_LARGEST_BAG:,}")
+        if objective == "bag_mass" and weighting != "uniform":
+            raise ConfigError(
+                f"weighting is {weighting}, but the bag_mass objective has no weights; leave it at uniform"
+            )
         try:
-            self._weights = bag_weights(weighting, bag_size)
+            self._weights = {torch.device("cpu"): bag_weights(weighting, bag_size)}
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._bag_size = bag_size
         self.weighting = weighting
+        self.objective = objective
 
     @property
     def bag_size(self) -> int:
@@ -57,7 +72,18 @@ class SuperpositionPhase(PhaseStrategy):
         return model.body(model.embed_bags(bags))
 
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
-        """Multi-hot cross-entropy of (B, L, d) hidden states against bags 1 to L of each row."""
+        """The objective of (B, L, d) hidden states against bags 1 to L of each row."""
         _, targets = inputs_and_targets(tokens, self._bag_size)
-        loss = multi_hot_cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten(0, 1), self._weights)
+        hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
+        if self.objective == "bag_mass":
+            loss = bag_mass_cross_entropy(hidden, model.head, targets)
+        else:
+            loss = multi_hot_cross_entropy(hidden, model.head, targets, self._weights_on(hidden.device))
         return loss.by_row(len(tokens))
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        # Kept there: a copy from the host at every step would have the host wait for the device.
+        if device not in self._weights:
+            weights = self._weights[torch.device("cpu")]
+            self._weights[device] = weights.to(device, torch.float32 if device.type == "mps" else weights.dtype)
+        return self._weights[device]

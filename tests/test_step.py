@@ -1,0 +1,103 @@
+"""What a training step does besides the mathematics: nothing that waits for the device, one compilation a shape."""
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+
+READS: dict[int, list[str]] = {}
+SAID: list[int] = []
+
+
+class _Reads(TorchDispatchMode):
+    """Notes every operation by which the host reads a value of the device."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # item(), bool(), tolist(), nonzero() and masks as indices: on a GPU each waits for all that was asked of it.
+        if func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.is_nonzero,
+        ):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class HostReads(Callback):
+    """Keeps, by step, what was read between the start of a step and that of the next one: in ``READS``."""
+
+    def __init__(self) -> None:
+        self.mode: _Reads | None = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+        self.mode = _Reads(READS.setdefault(trainer.global_step, []))
+        self.mode.__enter__()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        assert self.mode is not None
+        self.mode.__exit__(None, None, None)
+
+
+class Graphs(Callback):
+    """Counts graphs compiled so far at the end of every step: in ``SAID``."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        SAID.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def callback(kind: type[Callback]) -> str:
+    return f'--trainer.callbacks+={{"class_path": "{__name__}.{kind.__name__}"}}'
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_host_reads_nothing_but_where_it_logs(fit: Any, accumulate: int) -> None:
+    READS.clear()
+    changes = {"trainer__accumulate_grad_batches": accumulate, "trainer__val_check_interval": 20 * accumulate}
+    quiet = "--callbacks.progress.init_args.refresh_rate=1000"
+    code, said = fit("run", callback(HostReads), quiet, trainer__log_every_n_steps=5, **changes)
+    assert code == 0, said
+    logging = {4, 9, 14, 19}  # 19 validates and saves too
+    assert {step for step, found in READS.items() if found} == logging, READS
+    assert READS.keys() == set(range(20))
+
+
+def losses(folder: Path) -> list[float]:
+    with open(folder / "csv" / "version_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    return [float(row[key]) for key in row_keys(rows) for row in rows if row[key]]
+
+
+def row_keys(rows: list[dict[str, str]]) -> list[str]:
+    return [key for key in rows[0] if key.endswith("/loss")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_layers_train_the_same_model(fit: Any, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    SAID.clear()
+    assert fit("plain")[0] == 0
+    code, said = fit("compiled", callback(Graphs), model__compile=True)
+    assert code == 0, said
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    plain, compiled = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("plain", "compiled")
+    )
+    assert plain.keys() == compiled.keys()
+    # One graph for training, from the first step on, and one for the validation after step 5; the switch at 10 adds none.
+    assert SAID == [1] * 5 + [2] * 15

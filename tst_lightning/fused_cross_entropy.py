@@ -1,0 +1,112 @@
+"""LM head and cross-entropy in one, a chunk of positions at a time: the (positions x vocabulary) logits never exist
+whole, and the work over the vocabulary is done once, however many targets a position has.
+
+The gradients are taken in the forward pass, while a chunk's probabilities are at hand; so three matrix products are all
+there is over the vocabulary, as in an ordinary LM head, and backward only scales what was kept: (N, d) and (V, d).
+
+Shapes: N positions, C of them a chunk, s targets a position, d residual width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100  # as in torch's cross_entropy: a target that is not scored
+
+# An objective scores each position by the log-probabilities of its targets alone: (C, s) log-probabilities, targets
+# and weights (0 at ignored targets) to (C,) losses and their (C, s) derivatives by the log-probabilities, none above 0.
+Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# Wide logits of one chunk. On a CPU they should stay in its last cache; a GPU wants matrix products that fill it.
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+_LEAST_ROWS = 128  # fewer, and adding to the (V, d) gradient costs more than the product that is added
+
+
+def chunk_rows(vocabulary: int, device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Positions a chunk: C, a multiple of the least number that keeps matrix products worth their while.
+
+    Args:
+        vocabulary: V.
+        device: of the logits.
+        dtype: of the widened logits.
+    """
+    budget = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+    return max(1, budget // (vocabulary * dtype.itemsize) // _LEAST_ROWS) * _LEAST_ROWS
+
+
+def fused_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, objective: Objective, rows: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores hidden states through the LM head.
+
+    Logits come in the dtype of a linear layer (that of autocast, where it is on); softmax, sums and the head's gradient
+    are in float32, or float64 for such inputs.
+
+    Args:
+        hidden: (N, d).
+        head: (V, d) LM-head weight.
+        targets: (N, s) ids; those that are ``IGNORED`` are not scored.
+        weights: (s,) of the targets, handed to the objective; on the device of the hidden states.
+        objective: from the targets' log-probabilities to losses.
+        rows: positions a chunk; None takes :func:`chunk_rows`.
+
+    Returns:
+        The losses' sum in nats, a scalar with gradients (first ones only); without, each position's loss (N,) and how
+        much of each was scored (N,): minus the sum of its derivatives, 1 for a whole bag, 0 for an ignored one.
+    """
+    device = hidden.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    differentiate = torch.is_grad_enabled()
+    rows = rows or chunk_rows(head.shape[0], hidden.device, wide)
+    return _FusedCrossEntropy.apply(
+        hidden, head, targets, weights.to(wide), objective, dtype, wide, differentiate, rows
+    )
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, hidden, head, targets, weights, objective, dtype, wide, differentiate, rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        for_hidden, for_head = (needed and differentiate for needed in ctx.needs_input_grad[:2])
+        matrix = head.to(dtype)
+        losses, scored = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_head = torch.zeros_like(head, dtype=wide) if for_head else None
+        for begin in range(0, len(hidden), rows):
+            part = slice(begin, begin + rows)
+            states, ids = hidden[part].to(dtype), targets[part]
+            shown = ids != IGNORED
+            ids = ids.where(shown, 0)
+            log_probs = torch.log_softmax(states @ matrix.T, -1, dtype=wide)
+            losses[part], slopes = objective(log_probs.gather(1, ids), ids, weights * shown)
+            mass = -slopes.sum(1, keepdim=True)
+            scored[part] = mass.squeeze(1)
+            if not (for_hidden or for_head):
+                continue
+            # d loss / d logits = mass * probabilities + slopes at the targets. The mass is left to the narrow sides of the
+            # products below: it is 1 but for ignored targets, and V-wide it would cost a pass.
+            slopes = slopes / mass.clamp_min(torch.finfo(wide).tiny)
+            probs = log_probs.exp_().scatter_add_(1, ids, slopes).to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = mass * (probs @ matrix)
+            if grad_head is not None:
+                states = (mass * states).to(dtype)
+                if dtype == wide:  # in place, by the name that PyTorch's FLOP counter knows
+                    torch.addmm(grad_head, probs.T, states, out=grad_head)
+                else:
+                    grad_head += probs.T @ states
+        ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
+        ctx.mark_non_differentiable(losses, scored)
+        return losses.sum(), losses, scored
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale, *_) -> tuple[Tensor | None, ...]:
+        # Not in place: whoever retains the graph may come again.
+        grads = (None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors)
+        return (*grads, *[None] * 7)
