@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from provenance import provenance
+from provenance import hardware, source
 from torch import Tensor
 
 from tst_lightning.bags import bag_weights
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the numbers and of the order")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    facts = source() | {"hardware": hardware(options.threads, options.device)}
     rows, floors = [], []
     for vocabulary in options.vocabularies:
         mine, least = measure(vocabulary, options)
@@ -177,7 +178,7 @@ def main() -> None:
             )
     if options.out:
         settings = {key: value for key, value in vars(options).items() if key != "out"}
-        result = provenance(options.threads, options.device) | {"settings": settings, "floor": floors, "rows": rows}
+        result = facts | {"settings": settings, "floor": floors, "rows": rows}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

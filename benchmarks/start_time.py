@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from provenance import provenance
+from provenance import hardware, source
 
 HEAVY = ("torch", "lightning", "transformers", "litdata", "numpy", "matplotlib", "jsonargparse")
 COMMANDS = (
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="result file (JSON)")
     parser.add_argument("--rounds", type=int, default=5, help="counted starts of each command")
     options = parser.parse_args()
+    facts = source() | {"hardware": hardware(threads=2)}
     with tempfile.TemporaryDirectory() as folder:
         bad = Path(folder) / "bad.yaml"
         bad.write_text("model: {confg: {}}\n")
@@ -69,7 +70,7 @@ def main() -> None:
             rows.append(row)
             print(f"{row['seconds_median']:7.2f} s  {row['command']:<36} {', '.join(row['imports']) or '-'}")
     if options.out:
-        result = provenance(threads=1) | {"rounds": options.rounds, "rows": rows}
+        result = facts | {"rounds": options.rounds, "rows": rows}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
