@@ -44,7 +44,7 @@ def to_row(
     """
     turns, seconds = measured.turns.values(), measured.step_seconds()
     base = baseline.step_seconds() if baseline else {}
-    row: dict[str, Any] = {"name": measured.arm.name, "bag_size": measured.arm.bag_size, "precision": setting.precision}
+    row: dict[str, Any] = {"name": measured.arm.name, "bag_size": measured.arm.bag_size, "dtype": setting.precision}
     row |= spread("seconds", list(seconds.values()))
     ratio = spread("ratio", [seconds[number] / base[number] for number in seconds if number in base])
     row |= {"ratio_to_baseline": ratio.pop("ratio_median"), **ratio}
