@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tst_lightning import fused_cross_entropy as fused
 from tst_lightning.bags import bag_weights
@@ -127,7 +128,7 @@ def test_logits_never_exist_whole() -> None:
     hidden, head, targets = case(n, 8, vocabulary, dtype=torch.float32)
     sizes: list[int] = []
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor))
@@ -138,16 +139,42 @@ def test_logits_never_exist_whole() -> None:
     assert max(sizes) == max(vocabulary * 8, 4 * vocabulary) < n * vocabulary
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
 def test_without_gradients_none_are_taken() -> None:
-    hidden, head, targets = case()
-    with torch.no_grad():
+    hidden, head, targets = case(12)  # three chunks
+    with torch.no_grad(), Products() as scoring:
         quiet = multi_hot(hidden, head, targets)
-    assert not quiet.total.requires_grad
+    assert not quiet.total.requires_grad and scoring.count == 3
+    for states, matrix, products in ((hidden, head.detach(), 6), (hidden.detach(), head, 6), (hidden, head, 9)):
+        with Products() as training:
+            multi_hot(states, matrix, targets)
+        assert training.count == products
     torch.testing.assert_close(quiet.total, multi_hot(hidden, head, targets).total.detach())
     frozen = multi_hot(hidden, head.detach(), targets).total
     (gradient,) = torch.autograd.grad(frozen, hidden)
     (expected,) = torch.autograd.grad(multi_hot(hidden, head, targets).total, hidden)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 65_536.0])
+@pytest.mark.parametrize("loss", [multi_hot, bag_mass_cross_entropy])
+def test_where_nothing_is_scored_nothing_is_learnt(loss: Loss, scale: float) -> None:
+    hidden, head, _ = case(dtype=torch.float32)
+    nothing = loss(hidden, head, torch.full((11, 4), IGNORED))
+    assert nothing.mean == 0 and nothing.count == 0
+    for gradient in torch.autograd.grad(nothing.mean * scale, (hidden, head)):
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("autocast", [False, True])

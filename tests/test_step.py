@@ -9,6 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig
+
+from tst_lightning.modeling import build_causal_lm
+from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
 READS: dict[int, list[str]] = {}
 SAID: list[int] = []
@@ -101,3 +105,42 @@ def test_compiled_layers_train_the_same_model(fit: Any, tmp_path: Path) -> None:
     assert plain.keys() == compiled.keys()
     # One graph for training, from the first step on, and one for the validation after step 5; the switch at 10 adds none.
     assert SAID == [1] * 5 + [2] * 15
+
+
+@pytest.mark.slow
+def test_a_compiler_that_is_not_there_ends_in_one_line(
+    fit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nonexistent/g++",))
+    code, said = fit("run", model__compile=True)
+    assert code == 2, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: the model's layers can't be compiled (") and last.endswith("model.compile to false")
+
+
+def test_the_weights_of_a_bag_are_sent_to_a_device_once() -> None:
+    phase, device = SuperpositionPhase(4), torch.device("meta")
+    assert phase._weights_on(device) is phase._weights_on(device)
+    assert phase._weights_on(device).device == device
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_loss_never_waits_for_a_gpu() -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("cuda"):
+        model = build_causal_lm(config)
+        phases = [SuperpositionPhase(4), NextTokenPhase()]
+        rows = [torch.randint(0, 64, (2, phase.row_tokens(8))) for phase in phases]
+    for phase, tokens in zip(phases, rows, strict=True):
+        model(tokens, phase).mean.backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(tokens, phase).mean.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

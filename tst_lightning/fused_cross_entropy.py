@@ -22,7 +22,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # Positions a chunk. Every chunk adds to the whole (V, d) gradient, which fewer positions would not be worth; more bring
 # nothing but memory. 512 was the fastest on two CPU cores at V = 128,256, and within 10% of it at 1,024 and 32,768.
 _CHUNK_ROWS = {"cpu": 512}
-_CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 half a GB of float32 log-probabilities
+_CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 about 1.3 GB for bfloat16 logits, float32 ones and log-probabilities
 
 
 def fused_cross_entropy(
@@ -30,8 +30,8 @@ def fused_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores hidden states through the LM head.
 
-    Logits come in the dtype of a linear layer (that of autocast, where it is on); softmax, sums and the head's gradient
-    are in float32, or float64 for such inputs.
+    Products come in the dtype of a linear layer (that of autocast, where it is on); softmax and sums, that of the head's
+    gradient over the chunks too, are in float32, or float64 for such inputs.
 
     Args:
         hidden: (N, d).
@@ -47,6 +47,7 @@ def fused_cross_entropy(
     """
     device = hidden.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = autocast and hidden.dtype != torch.float64  # which it leaves alone
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     differentiate = torch.is_grad_enabled()

@@ -1,5 +1,5 @@
-"""Losses through the LM head. Each returns a sum and a count; the caller divides, so that gradient accumulation,
-data parallelism and ignored labels agree.
+"""Losses through the LM head. Each returns a sum and a count; the caller divides: by the count of its micro-batch, or,
+where ignored targets are to weigh alike over micro-batches and ranks, by that of the step.
 
 Shapes: N positions, s targets a position, d residual width, V vocabulary.
 """
@@ -33,9 +33,14 @@ class LossSum:
         return replace(self, parts=self.parts.view(rows, -1).sum(1))
 
     @property
+    def divisor(self) -> Tensor:
+        """The count, or 1 where nothing was scored."""
+        return self.count.where(self.count > 0, 1)
+
+    @property
     def mean(self) -> Tensor:
         """Nats per position, a scalar with gradients; 0 where nothing was scored."""
-        return self.total / self.count.clamp_min(torch.finfo(self.count.dtype).tiny)
+        return self.total / self.divisor
 
 
 def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> LossSum:
@@ -92,12 +97,14 @@ def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> L
 
 
 def _multi_hot(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return -(weights * log_probs).sum(1), -weights
+    # What has no weight does not matter, however improbable.
+    return -(weights * log_probs.where(weights > 0, 0)).sum(1), -weights
 
 
 def _bag_mass(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    same = (targets[:, :, None] == targets[:, None, :]).tril(-1) & (weights > 0)[:, None, :]
-    kept = (weights > 0) & ~same.any(2)  # the first of each token
+    ids, order = targets.where(weights > 0, -1).sort(1)
+    first = (ids >= 0) & (ids != torch.nn.functional.pad(ids, (1, 0), value=-1)[:, :-1])
+    kept = torch.zeros_like(first).scatter(1, order, first)  # each token once
     # A bag without a token keeps its log-probabilities, and has them scored by nothing.
     masked = log_probs.masked_fill(~kept & kept.any(1, keepdim=True), float("-inf"))
     any_kept = kept.any(1).to(log_probs)

@@ -1,10 +1,10 @@
 """Validation metrics of next-token prediction, exact over batches and ranks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from tst_lightning.losses import LossSum
@@ -29,6 +29,10 @@ class NextTokenMetrics(Metric):
         self.bytes_per_token = bytes_per_token
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        # Under bf16-true Lightning turns every part of the module to bfloat16, in which a sum stops growing at 256.
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
 
     def update(self, loss: LossSum) -> None:
         """Adds a batch's sum (nats) and count (predicted tokens)."""

@@ -85,7 +85,7 @@ class SuperpositionModule(LightningModule):
         """Builds the model, once, where the strategy wants it."""
         if not hasattr(self, "model"):
             self.model = build_causal_lm(self.config)
-            if self.compile_layers:
+            if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
 
     def setup(self, stage: str) -> None:
@@ -172,7 +172,7 @@ class SuperpositionModule(LightningModule):
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
         loss = self.model(batch["tokens"], phase)
-        return {"loss": loss.mean, "row_losses": loss.parts * (len(loss.parts) / loss.count)}
+        return {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
@@ -216,7 +216,10 @@ class SuperpositionModule(LightningModule):
         self.log("train/grad_norm", norm)
 
     def gradient_norm(self) -> Tensor:
-        """Global norm of the step's gradient before clipping, a scalar; taken once a step, for all who ask."""
+        """Global norm of the step's gradient before clipping, a scalar; taken once a step, for all who ask.
+
+        The first to ask is the NonFiniteGuard: a callback that changes gradients has to stand before it.
+        """
         if self._gradient_norm is None:
             self._gradient_norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         return self._gradient_norm
@@ -304,9 +307,16 @@ class SuperpositionModule(LightningModule):
         """Restores the random state of a resumed run.
 
         Raises:
-            ConfigError: the run was begun with another optimizer, or with other values of it.
+            ConfigError: the run was begun with another optimizer, or with other values of it; or clipping would be wrong
+                under this optimizer and precision.
         """
         optimizer = self.trainer.optimizers[0]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ConfigError(
+                f"trainer.precision is {self.trainer.precision}, under which a fused optimizer takes its loss scale out"
+                " only after gradients are clipped; use bf16-mixed, or set model.optimizer.init_args.fused to false"
+            )
         self._refuse_another("model.optimizer", self._optimizer_settings())
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if self._planned_steps not in (None, self.trainer.max_steps):

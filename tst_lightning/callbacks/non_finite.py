@@ -83,7 +83,7 @@ class NonFiniteGuard(Callback):
         assert self._first_bad is not None
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         good_gradient = torch.ones_like(self._bad_loss) if scaler else torch.isfinite(pl_module.gradient_norm())
-        bad = torch.stack([self._bad_loss, ~good_gradient])
+        bad = torch.stack([self._bad_loss, ~good_gradient.to(self._bad_loss.device)])
         self._bad_loss = torch.zeros_like(self._bad_loss)
         if self.action == "stop":
             self._first_bad = torch.minimum(self._first_bad, torch.where(bad, trainer.global_step, _NEVER))

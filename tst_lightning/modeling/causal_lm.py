@@ -55,7 +55,12 @@ class CausalLM(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(B, L) ids to (B, L, d), by the model's own embedding layer."""
-        return self.lm.get_input_embeddings()(tokens)
+        embedding = self.lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding and embedding.weight.dtype in (torch.bfloat16, torch.float16):
+            return mean_embedding(
+                tokens[..., None], embedding.weight
+            )  # gradients add up in float32, as those of bags do
+        return embedding(tokens)
 
     def embed_bags(self, bags: Tensor) -> Tensor:
         """(B, L, s) ids to the mean embedding of each bag, (B, L, d), accumulated in float32."""

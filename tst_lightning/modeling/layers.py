@@ -1,9 +1,12 @@
 """The stack of transformer layers inside a Hugging Face model: to compile one by one, or to measure a few of them."""
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tst_lightning.errors import ConfigError
+
+_GRAPHS_A_LAYER = 64  # training, and two of each validated corpus
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList | None:
@@ -31,7 +34,9 @@ def all_alike(layers: nn.ModuleList) -> bool:
 def compile_layers(lm: PreTrainedModel) -> None:
     """Has each layer compiled at its first call, in place: names of parameters, checkpoints and exports stay as they are.
 
-    Layers share their graphs, one for each shape: a phase switch at equal length brings none, validation its own.
+    Layers that are alike share their graphs, one for each shape of batch: a phase switch at equal length brings none,
+    validation its own, and another for a shorter last batch. Dynamo's limits are raised to hold them for layers of which
+    no two are alike.
 
     Args:
         lm: any causal LM.
@@ -42,5 +47,8 @@ def compile_layers(lm: PreTrainedModel) -> None:
     layers = decoder_layers(lm)
     if layers is None:
         raise ConfigError(f"model.compile is on, but the layers of {type(lm).__name__} can't be found; turn it off")
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _GRAPHS_A_LAYER * len(layers))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _GRAPHS_A_LAYER * len(layers))
     for layer in layers:
         layer.compile(fullgraph=True, dynamic=False)

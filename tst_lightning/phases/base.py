@@ -58,5 +58,5 @@ class PhaseStrategy(ABC):
             tokens: (B, row_tokens(L)) int64 ids.
 
         Returns:
-            A part in nats for each of the B rows, and the count of B * L positions.
+            The sum in nats, which is differentiated; its parts by row (B,); and the count of positions, a scalar tensor.
         """

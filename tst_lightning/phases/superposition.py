@@ -45,6 +45,8 @@ class SuperpositionPhase(PhaseStrategy):
         super().__init__(share)
         if not 1 <= bag_size <= _LARGEST_BAG:
             raise ConfigError(f"bag_size is {bag_size}; it must be at least 1 and at most {_LARGEST_BAG:,}")
+        if objective not in ("multi_hot", "bag_mass"):
+            raise ConfigError(f"objective is '{objective}'; choose multi_hot or bag_mass")
         if objective == "bag_mass" and weighting != "uniform":
             raise ConfigError(
                 f"weighting is {weighting}, but the bag_mass objective has no weights; leave it at uniform"
