@@ -116,11 +116,16 @@ def test_saved_config_repeats_the_run_and_scores_it(
             assert line.replace("│", " ").split() == [f"{tag}/loss", logged]
 
 
-def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+def test_whole_numbers_stay_whole() -> None:
     """``limit_val_batches: 1`` is one batch, 1.0 all of them, whatever order of a union typing has cached."""
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", "configs/quickstart/tst.yaml"]
-    for value, shown in (("1", "1\n"), ("2", "2\n"), ("0.5", "0.5\n")):
-        done = subprocess.run(
-            [*command, "--trainer.limit_val_batches", value, "--print_config"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert f"limit_val_batches: {shown}" in done.stdout
+    # In a process of its own, where nothing was parsed before.
+    script = """
+import contextlib
+from tst_lightning.__main__ import main
+for value in ("1", "2", "0.5"):
+    with contextlib.suppress(SystemExit):
+        main(["fit", "--config", "configs/quickstart/tst.yaml", "--trainer.limit_val_batches", value, "--print_config"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    shown = [line.strip() for line in done.stdout.splitlines() if "limit_val_batches" in line]
+    assert shown == ["limit_val_batches: 1", "limit_val_batches: 2", "limit_val_batches: 0.5"], done.stderr

@@ -55,6 +55,13 @@ def test_a_run_without_its_record_is_still_a_run(fit: Any, tmp_path: Path) -> No
     assert fit("run", "--ckpt_path", "last")[0] == 0
 
 
+def test_a_run_without_its_checkpoints_says_that_it_begins_anew(fit: Any, tmp_path: Path) -> None:
+    assert fit("run", *signal_at(7))[0] == STOPPED
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    code, said = fit("run", "--ckpt_path", "last")
+    assert code == 0 and "holds no checkpoint of the run that was at step 8: it begins anew\n" in said, said
+
+
 @pytest.mark.parametrize("value", ['"20"', "null", "true"])
 def test_a_record_of_other_types_is_damaged(fit: Any, tmp_path: Path, value: str) -> None:
     assert fit("run", *signal_at(2))[0] == STOPPED

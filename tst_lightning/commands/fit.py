@@ -190,6 +190,10 @@ class TSTCommandLine(LightningCLI):
                 print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
         found = find_checkpoint(run_dir, self.config.ckpt_path)
+        if status and status.step and found is None and self.trainer.is_global_zero:
+            print(
+                f"note      '{run_dir}' holds no checkpoint of the run that was at step {status.step:,}: it begins anew"
+            )
         if found and found.step >= self.trainer.max_steps:
             if not (status and found.path.resolve().parent == (run_dir / "checkpoints").resolve()):
                 raise ConfigError(
