@@ -56,6 +56,7 @@ class SuperpositionModule(LightningModule):
         self._corpus_rows: list[int] = []
         self._planned_steps: int | None = None
         self._gradient_norm: Tensor | None = None
+        self._norm_to_log: Tensor = torch.zeros(())
         self._made_with: dict[str, dict[str, Any]] = {}
 
     # -- set-up -------------------------------------------------------------------------------------------------
@@ -176,9 +177,10 @@ class SuperpositionModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
-        each corpus' own, where the step read it.
+        each corpus' own, where the step read it; and the norm of its gradient before clipping.
 
-        Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value.
+        Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value, and takes its time
+        at every step, logged or not.
         """
         accumulate = self.trainer.accumulate_grad_batches
         corpora = torch.arange(len(batch["corpus_rows"]), device=self.device)
@@ -195,7 +197,7 @@ class SuperpositionModule(LightningModule):
             # All ranks draw the corpora in the same order, so their rows agree.
             sums = self.trainer.strategy.reduce(loss, reduce_op="mean").tolist()
             tag = f"train/{batch['phase']}/loss"
-            values = {tag: sum(sums) / sum(rows)}
+            values = {tag: sum(sums) / sum(rows), "train/grad_norm": float(self._norm_to_log)}
             if len(rows) > 1:
                 names = [corpus.name for corpus in self.trainer.datamodule.corpora]  # type: ignore[attr-defined]
                 values |= {f"{tag}/{n}": s / r for n, s, r in zip(names, sums, rows, strict=True) if r}
@@ -208,12 +210,11 @@ class SuperpositionModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by global norm if asked to, and logs the norm before clipping."""
-        norm = self.gradient_norm()
+        """Clips by global norm if asked to; the norm before clipping is logged with the step's loss."""
+        self._norm_to_log = self.gradient_norm()
         self._gradient_norm = None
         if gradient_clip_val is not None:
-            clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
-        self.log("train/grad_norm", norm)
+            clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, self._norm_to_log)
 
     def gradient_norm(self) -> Tensor:
         """Global norm of the step's gradient before clipping, a scalar; taken once a step, for all who ask.
