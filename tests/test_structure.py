@@ -13,9 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Third-party package -> the only places that may import it.
 KEPT_IN = {
     "litdata": {"data", "shards"},
-    "transformers": {"modeling", "flops", "shards", "module.py"},
+    "transformers": {"modeling", "flops", "shards", "module.py", "plan", "commands"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
-    "matplotlib": {"compare"},
+    "matplotlib": {"compare", "plan", "sweep"},
     "pyarrow": {"corpus"},
     "boto3": {"data"},
     "tokenizers": {"shards"},
@@ -28,7 +28,7 @@ ORDER = [
         {"shards"},
         {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "optim.py"},
     ),
-    *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"commands"}),
+    *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"plan"}, {"sweep"}, {"commands"}),
     {"__main__.py"},
 ]
 

@@ -12,6 +12,7 @@ from tst_lightning.errors import UserError
 # name -> (module with main(arguments), what it does); modules are imported only when their command runs.
 COMMANDS = {
     "prepare": ("tst_lightning.commands.prepare", "turn text into tokenised shards"),
+    "plan": ("tst_lightning.commands.plan", "what a run would take, and which bag size and ratio to take"),
     "fit": ("tst_lightning.commands.fit", "train: superposition, then recovery, or any other phases"),
     "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
     "test": ("tst_lightning.commands.fit", "the same score under the test/ tags (there is no third split)"),

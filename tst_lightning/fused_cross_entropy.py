@@ -51,10 +51,15 @@ def fused_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     differentiate = torch.is_grad_enabled()
-    rows = rows or _CHUNK_ROWS.get(device, _CHUNK_ROWS_ELSEWHERE)
+    rows = rows or chunk_rows(device)
     return _FusedCrossEntropy.apply(
         hidden, head, targets, weights.to(wide), objective, dtype, wide, differentiate, rows
     )
+
+
+def chunk_rows(device_type: str) -> int:
+    """Positions a chunk on a kind of device, such as "cuda"."""
+    return _CHUNK_ROWS.get(device_type, _CHUNK_ROWS_ELSEWHERE)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -90,6 +95,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
                     torch.addmm(grad_head, probs.T, states, out=grad_head)
                 else:
                     grad_head += probs.T @ states
+            del log_probs, probs  # or they would stand beside the next chunk's logits
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         ctx.mark_non_differentiable(losses, scored)
         return losses.sum(), losses, scored

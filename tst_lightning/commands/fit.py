@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch.distributed as dist
 import yaml
@@ -60,6 +60,9 @@ class _SaveConfig(SaveConfigCallback):
             config = self.config.clone()
             config.ckpt_path = None  # the file describes the run, not one of its starts
             write_whole(Path(self.config.run_dir) / "config.yaml", self.parser.dump(config, skip_unset=False))
+
+
+CommandLine = TypeVar("CommandLine", bound="TSTCommandLine")
 
 
 class TSTCommandLine(LightningCLI):
@@ -152,13 +155,16 @@ class TSTCommandLine(LightningCLI):
             ConfigError: a class refuses the values that it was given.
         """
         try:
-            super().instantiate_classes()
+            self._build()
         except (UserError, OSError):
             raise
         except Exception as error:
             if told := as_user_error(error):
                 raise told from error
             raise
+
+    def _build(self) -> None:
+        super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us."""
@@ -339,20 +345,43 @@ def main(name: str, arguments: list[str]) -> None:
         ConfigError: bad options or values.
         RunError: something failed on the way.
     """
+    command_line = read_command_line(TSTCommandLine, name, arguments, DESCRIPTIONS[name], _SaveConfig)
+    getattr(command_line, name)()
+
+
+def read_command_line(
+    kind: type[CommandLine],
+    name: str,
+    arguments: list[str],
+    description: str,
+    save_config: type[SaveConfigCallback] | None = None,
+) -> CommandLine:
+    """Parses options and YAML, and builds what they name.
+
+    Args:
+        kind: TSTCommandLine, or a class of it that builds less.
+        name: of the command.
+        arguments: the words after it.
+        description: of the command, for its help.
+        save_config: how the resolved configuration is saved; None for not at all.
+
+    Raises:
+        ConfigError: bad options or values.
+    """
     # So that ${run_dir} means the root of the YAML, and no s3:// of the data is fetched as if it were one.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, config_read_mode_fsspec_enabled=False)
     _quieten()
     _read_whole_numbers_as_int()
     try:
-        command_line = TSTCommandLine(
+        return kind(
             name,
-            save_config_callback=_SaveConfig,
+            save_config_callback=save_config,
             parser_class=RunParser,
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "allow_abbrev": False,
                 "prog": f"tst {name}",
-                "description": DESCRIPTIONS[name],
+                "description": description,
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -364,4 +393,3 @@ def main(name: str, arguments: list[str]) -> None:
         raise ConfigError(f"a value can't be written as YAML: {one_line(str(error))}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"a ${{...}} can't be resolved: {one_line(str(error))}") from error
-    getattr(command_line, name)()

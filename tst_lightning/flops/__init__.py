@@ -5,8 +5,8 @@ attention as full rather than causal, no recomputation, no optimizer.
 """
 
 from tst_lightning.flops.count import closed_form_flops_per_row, count_flops_per_row
-from tst_lightning.flops.peaks import peak_flops_per_second
+from tst_lightning.flops.peaks import named_peak, peak_flops_per_second
 
 CONVENTION = "forward and backward matrix products, attention counted as full, no recomputation, no optimizer"
 
-__all__ = ["CONVENTION", "closed_form_flops_per_row", "count_flops_per_row", "peak_flops_per_second"]
+__all__ = ["CONVENTION", "closed_form_flops_per_row", "count_flops_per_row", "named_peak", "peak_flops_per_second"]

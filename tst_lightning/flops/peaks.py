@@ -28,5 +28,9 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
     """
     if device.type != "cuda" or not precision.startswith(("bf16", "16", "transformer-engine-float16")):
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in _DENSE_HALF_PRECISION if known in name), None)
+    return named_peak(torch.cuda.get_device_name(device))
+
+
+def named_peak(name: str) -> float | None:
+    """Dense FLOP/s in bfloat16 of a device by its name, or a part of it such as "H100"; None where it isn't known."""
+    return next((peak for known, peak in _DENSE_HALF_PRECISION if known.lower() in name.lower()), None)

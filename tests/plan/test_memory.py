@@ -1,0 +1,111 @@
+"""What is read off a model that takes no memory is what a real one takes."""
+
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
+
+from tst_lightning.errors import ConfigError
+from tst_lightning.modeling import build_causal_lm
+from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.plan.memory import measure, saved_bytes, state_bytes_per_parameter
+from tst_lightning.plan.setting import Setting
+
+SHAPE = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LLAMA = LlamaConfig(**SHAPE, intermediate_size=160, num_hidden_layers=4)
+MOE = Qwen3MoeConfig(
+    **SHAPE, intermediate_size=96, moe_intermediate_size=96, num_hidden_layers=3, num_experts=8, num_experts_per_tok=2
+)
+PHASES = [NextTokenPhase(), SuperpositionPhase(4)]
+
+
+def setting(config: PreTrainedConfig = LLAMA, **changes) -> Setting:
+    return Setting("here", copy.deepcopy(config), {}, 10, **({"seq_len": 32, "batch_size": 8} | changes))
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=["next token", "bags"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, precision: str) -> None:
+    model = build_causal_lm(copy.deepcopy(LLAMA))
+    tokens = torch.randint(512, (8, phase.row_tokens(32)))
+    real = saved_bytes(model, phase, tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
+    # The CPU's embedding_bag keeps 8 bytes that say nothing.
+    assert measure(setting(precision=precision), [phase]).activations == pytest.approx(real, abs=8)
+
+
+def test_of_experts_the_grouped_products_activations_count() -> None:
+    model = build_causal_lm(MOE.__class__(**MOE.to_dict() | {"router_aux_loss_coef": 0.0}))
+    tokens = torch.randint(512, (8, 33))
+    real = saved_bytes(model, NextTokenPhase(), tokens, None)
+    # Both keep the chosen experts' inputs and outputs; the orders of sorting differ a little.
+    assert measure(setting(MOE), [NextTokenPhase()]).activations == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_sum_is_what_torch_tracks_over_a_step(precision: str) -> None:
+    memory = measure(setting(seq_len=64, batch_size=32, precision=precision), [NextTokenPhase()])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_causal_lm(copy.deepcopy(LLAMA))
+        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                    loss = model(torch.zeros(32, 65, dtype=torch.int64), NextTokenPhase()).total
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tracker.reset_mod_stats()
+        snapshot = tracker.get_tracker_snapshot("peak")
+    tracked = sum(part["Total"] for part in snapshot.values())
+    assert memory.peak - memory.gradients == pytest.approx(tracked, rel=0.03)  # zero_grad has freed them there
+
+
+def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:
+    parameters = sum(p.numel() for p in build_causal_lm(copy.deepcopy(LLAMA)).parameters())
+    memory = measure(setting(), PHASES)
+    assert memory.parameters == memory.gradients == 4 * parameters
+    assert memory.optimizer_state == 8 * parameters and memory.communication == 0
+    assert memory.checkpoint == 12 * parameters
+    half = measure(setting(precision="bf16-true"), PHASES)
+    assert half.parameters == 2 * parameters and half.optimizer_state == 4 * parameters
+    replicas = measure(setting(layout="ddp", devices=4), PHASES)
+    assert (replicas.parameters, replicas.communication) == (4 * parameters, 4 * parameters)
+    shared = measure(setting(layout="fsdp", devices=4), PHASES)
+    assert shared.parameters == -(-4 * parameters // 4) and shared.optimizer_state == 2 * parameters
+    assert shared.checkpoint == memory.checkpoint and shared.activations == memory.activations
+
+
+def test_checkpointed_layers_keep_their_inputs_alone() -> None:
+    plain, checkpointed = (measure(setting(checkpointing=on), PHASES).activations for on in (False, True))
+    inputs = 4 * 8 * 32 * 64 * 4
+    assert inputs < checkpointed < plain
+
+
+def test_logits_are_those_of_a_chunk() -> None:
+    memory = measure(setting(seq_len=64, batch_size=32), PHASES)
+    assert memory.whole_logits == memory.logits * 32 * 64 / 512
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (torch.optim.AdamW, 8),
+        (torch.optim.SGD, 0),
+        (lambda p: torch.optim.SGD(p, momentum=0.9), 4),
+        (lambda p: torch.optim.Adam(p, amsgrad=True), 12),
+        (torch.optim.Muon, 4),
+    ],
+    ids=["AdamW", "SGD", "momentum", "amsgrad", "Muon"],
+)
+def test_optimizer_state_is_measured(optimizer, expected: float) -> None:
+    assert state_bytes_per_parameter(optimizer, torch.float32) == expected
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="precision is 'int4'; memory can be told for 32-true"):
+        measure(setting(precision="int4"), PHASES)

@@ -1,0 +1,156 @@
+"""What a plan is made for, read from a fit configuration without building a trainer, or from a shape."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from transformers import AutoConfig, PreTrainedConfig
+
+from tst_lightning.commands.fit import TSTCommandLine, read_command_line
+from tst_lightning.commands.parser import one_line
+from tst_lightning.commands.run_parser import RunParser
+from tst_lightning.data.corpora import Corpus, CorpusShare, open_corpora
+from tst_lightning.data.remote import is_remote
+from tst_lightning.errors import ConfigError
+from tst_lightning.module import SuperpositionModule
+from tst_lightning.phases import NextTokenPhase
+from tst_lightning.plan.setting import Layout, Setting
+from tst_lightning.plan.shape import Shape, config_of_shape
+
+_SEQ_LEN = 2048  # of the published runs
+
+_LAYOUTS: dict[str, Layout] = {"auto": "single", "ddp": "ddp", "fsdp": "fsdp", "ModelParallelStrategy": "fsdp"}
+
+
+class _ModelAlone(TSTCommandLine):
+    """Parses and checks all of a fit configuration, and builds the module alone: no weights, no data, no trainer."""
+
+    def _build(self) -> None:
+        parser = RunParser()
+        parser.add_lightning_class_args(SuperpositionModule, "model")
+        self.model = parser.instantiate(Namespace(model=self.config.model)).model
+
+    def after_instantiate_classes(self) -> None:
+        """There is no trainer to see to."""
+
+
+def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> Setting:
+    """Reads what ``tst fit`` would train.
+
+    Args:
+        words: ``--config FILE`` and overrides, as for ``tst fit``.
+        source: the same, for the reader.
+        changes: attributes of the setting that the user gave, in place of the configuration's.
+
+    Raises:
+        ConfigError: as ``tst fit``; or devices or a layout that only a trainer could tell.
+    """
+    read = read_command_line(_ModelAlone, "plan", words, "Reads a configuration of tst fit.")
+    config, module = read.config, read.model
+    trainer, data = config.trainer, config.data
+    on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
+    meter = next((of for of in config.callbacks.values() if of["class_path"].endswith(".FlopsMeter")), None)
+    facts = {
+        "devices": changes.get("devices") or _number_of_devices(trainer),
+        "device_type": "cuda" if on_gpu else "cpu",
+        "corpora": () if "unique_tokens" in changes else _corpora(data.shards),
+    } | changes
+    return Setting(
+        source=source,
+        config=module.config,
+        phases=module.phases,
+        steps=trainer.max_steps,
+        seq_len=data.seq_len,
+        batch_size=data.batch_size,
+        accumulate=trainer.accumulate_grad_batches or 1,
+        precision=_precision(trainer.precision),
+        optimizer=module.optimizer,
+        attention=(meter or {}).get("init_args", {}).get("attention", "full"),
+        checkpointing=module.activation_checkpointing == "full",
+        block_rows=data.block_rows,
+        pool_blocks=data.pool_blocks,
+        **({"layout": _layout(trainer.strategy, facts["devices"])} | facts if "layout" not in facts else facts),
+    )
+
+
+def of_shape(shape: Shape, given: dict[str, Any]) -> Setting:
+    """A setting of a model's shape alone.
+
+    Args:
+        shape: of the model.
+        given: attributes of the setting that the user gave.
+
+    Raises:
+        ConfigError: sizes that make no model.
+    """
+    seq_len = given.get("seq_len", _SEQ_LEN)
+    config = config_of_shape(shape, seq_len)
+    return _of_model(config, "a shape", given)
+
+
+def of_hugging_face(name: str, given: dict[str, Any]) -> Setting:
+    """A setting of the model that a Hugging Face folder, config.json or hub name describes.
+
+    Args:
+        name: of it.
+        given: attributes of the setting that the user gave.
+
+    Raises:
+        ConfigError: there is none, or it is of no causal LM.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # whatever files, network and transformers say
+        reason = one_line(f"{type(error).__name__}: {error}")[:200]
+        raise ConfigError(f"--hf {name} is no configuration of a model ({reason}); name a folder or config.json") from error
+    return _of_model(config, name, given)
+
+
+def _of_model(config: PreTrainedConfig, source: str, given: dict[str, Any]) -> Setting:
+    checkpointing = given.pop("activation_checkpointing", "none") == "full"
+    facts = {"seq_len": _SEQ_LEN, "batch_size": 8, "precision": "bf16-mixed", "device_type": "cuda", "devices": 1}
+    facts |= given
+    layout = facts.pop("layout", "single" if facts["devices"] == 1 else "ddp")
+    phases = {"next_token": NextTokenPhase()}
+    return Setting(
+        source=source, config=config, phases=phases, steps=None, layout=layout, checkpointing=checkpointing, **facts
+    )
+
+
+def _number_of_devices(trainer: Namespace) -> int:
+    devices, nodes = trainer.devices, trainer.num_nodes or 1
+    if isinstance(devices, str) and devices.lstrip("-").isdecimal():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if not isinstance(devices, int) or devices < 1:
+        raise ConfigError(
+            f"trainer.devices is {devices}, which means another number on each machine; give --devices N, over all nodes"
+        )
+    return devices * nodes
+
+
+def _precision(precision: Any) -> str:
+    return {"32": "32-true", "None": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
+        str(precision), str(precision)
+    )
+
+
+def _layout(strategy: Any, devices: int) -> Layout:
+    name = strategy if isinstance(strategy, str) else str(strategy.get("class_path", "")).rpartition(".")[2]
+    if name == "auto":
+        return "single" if devices == 1 else "ddp"
+    found = next((layout for known, layout in _LAYOUTS.items() if name.startswith(known)), None)
+    if found is None:
+        raise ConfigError(f"trainer.strategy is {name}, whose memory is not known; give --layout single, ddp or fsdp")
+    return found
+
+
+def _corpora(shards: Any) -> tuple[Corpus, ...]:
+    """Those of the configuration, where they are prepared already."""
+    named = {"all": shards} if isinstance(shards, str) else {name: of["path"] for name, of in (shards or {}).items()}
+    if not all(is_remote(path) or Path(path).exists() for path in named.values()):
+        return ()
+    mixture = {name: CorpusShare(**dict(of)) for name, of in shards.items()} if not isinstance(shards, str) else shards
+    return tuple(open_corpora(mixture))
