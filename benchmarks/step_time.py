@@ -33,7 +33,7 @@ from step_rows import Measured, table, to_row
 from step_setting import BASELINE, PRESETS, Arm, Setting, all_arms, block_rows, model_arguments
 from step_worker import ArmFailedError, Worker
 
-from tst_lightning.flops import CONVENTION, count_flops_per_row, peak_flops_per_second
+from tst_lightning.flops import convention, count_flops_per_row, peak_flops_per_second
 from tst_lightning.phases import NextTokenPhase
 from tst_lightning.shards.manifest import Manifest
 
@@ -44,7 +44,7 @@ NOTES = {
         "cuda": "the most that torch had allocated over the timed steps, weights included",
     },
     "data_wait_share": "share of the seconds that the loop spent in next() of its data; measured in ours alone",
-    "mfu": f"by the model's FLOPs ({CONVENTION}), the same for every arm; null where the device's peak is not known",
+    "mfu": f"by the model's FLOPs ({convention('full')}), the same for every arm; null where the peak is not known",
 }
 
 

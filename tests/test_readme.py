@@ -41,7 +41,7 @@ def test_every_command_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.Mo
     assert main(shlex.split("fit --config configs/quickstart/tst.yaml " + SMALL["fit"])) == 0  # make quickstart's
 
     commands = shown_commands()
-    assert {shlex.split(command)[0] for command in commands} == {"prepare", "fit", "compare", "validate"}
+    assert {shlex.split(command)[0] for command in commands} == {"prepare", "plan", "fit", "compare", "validate"}
     for command in commands:
         words = shlex.split(command)
         if words[0] == "prepare" and "--verify" not in words:

@@ -28,7 +28,18 @@ ORDER = [
         {"shards"},
         {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "optim.py"},
     ),
-    *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"plan"}, {"sweep"}, {"commands"}),
+    *(
+        {"modeling"},
+        {"phases"},
+        {"data"},
+        {"flops"},
+        {"module.py"},
+        {"callbacks"},
+        {"compare"},
+        {"plan"},
+        {"sweep"},
+        {"commands"},
+    ),
     {"__main__.py"},
 ]
 

@@ -121,6 +121,13 @@ HELP = "see `tst fit --help`"
         ("trainer.strategy", "best", ["Trainer refuses its values", "strategy='best'"]),
         ("model.config", {"class_path": "transformers.BertConfig"}, ["BertLMHeadModel has a bias on its LM head"]),
         ("model.config", {"class_path": "transformers.CLIPConfig"}, ["no causal language model", "CLIPConfig"]),
+        (
+            "model.config",
+            {"class_path": "transformers.Qwen3MoeConfig", "init_args": {"vocab_size": 320}},
+            ["router_aux_loss_coef=0.001", "does not add", "set router_aux_loss_coef: 0"],
+        ),
+        ("model.activation_checkpointing", "some", ["expected one of 'none', 'full', got some"]),
+        ("callbacks.flops_meter.init_args", {"attention": "half"}, ["expected one of 'full', 'causal', got half"]),
         (f"{MODEL}.attention_dropout", 3, ["LlamaConfig can't run with its values", "between 0 and 1, but got 3"]),
         ("run_dir", "~/x", ["run_dir is '~/x'", "write the folder out"]),
         # values of another shape

@@ -89,11 +89,33 @@ def test_a_shape_a_folder_and_a_configuration_are_one_model(plan: Any, tmp_path:
 
 def test_one_page_says_it_all(plan: Any, tmp_path: Path) -> None:
     figure = tmp_path / "grid.png"
-    words = ["--steps", "1000", "--bag_size", "4", "--ratio", "0.25", "--device", "H100", "--mfu", "0.4", "--price", "2"]
+    words = [
+        "--steps",
+        "1000",
+        "--bag_size",
+        "4",
+        "--ratio",
+        "0.25",
+        "--device",
+        "H100",
+        "--mfu",
+        "0.4",
+        "--price",
+        "2",
+    ]
     code, out, said = plan(*SMALL, *words, "--unique_tokens", "100000", "--figure", str(figure))
     assert code == 0, said
     assert max(map(len, out.splitlines())) <= 100
-    for part in ("superposition", "recovery", "passes", "device hours", "cost", "optimizer state", "checkpoint", "s = "):
+    for part in (
+        "superposition",
+        "recovery",
+        "passes",
+        "device hours",
+        "cost",
+        "optimizer state",
+        "checkpoint",
+        "s = ",
+    ):
         assert part in out, part
     assert re.search(r"tst +in all +1,000 +112k", out)  # 64 positions a step, 1.75 tokens each
     assert "'tst' reads the data 1.1" in out
@@ -101,12 +123,16 @@ def test_one_page_says_it_all(plan: Any, tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_experts_counts_its_active_parameters(plan: Any) -> None:
-    code, out, said = plan(*SMALL, "--shape.experts", "8", "--shape.experts_per_token", "2", "--flops", "1e12", "--json")
+    code, out, said = plan(
+        *SMALL, "--shape.experts", "8", "--shape.experts_per_token", "2", "--flops", "1e12", "--json"
+    )
     assert code == 0, said
     of_plan = json.loads(out)
     inactive = 3 * 6 * 3 * 64 * 160  # layers, experts not chosen, matrices of each
     assert of_plan["parameters"]["total"] - of_plan["parameters"]["active"] == inactive
-    assert of_plan["arms"]["baseline"]["flops"] <= 1e12 < of_plan["arms"]["baseline"]["flops"] + of_plan["flops_per_step"]
+    assert (
+        of_plan["arms"]["baseline"]["flops"] <= 1e12 < of_plan["arms"]["baseline"]["flops"] + of_plan["flops_per_step"]
+    )
     assert (of_plan["recommendation"]["bag_size"], of_plan["recommendation"]["weighting"]) == (16, "power_law")
 
 
@@ -131,7 +157,10 @@ def test_a_mixture_of_experts_counts_its_active_parameters(plan: Any) -> None:
         (["--config", "none.yaml"], "none.yaml"),
         (["--hf", "./nowhere", "--steps", "5"], "--hf ./nowhere is no configuration of a model"),
         (["--shape.hidden_size", "64", "--steps", "1"], "the following arguments are required: layers, heads, ffn"),
-        ([*SHAPE[:4], "--shape.heads", "7", "--shape.ffn", "8", "--steps", "1"], "does not divide shape.hidden_size 64"),
+        (
+            [*SHAPE[:4], "--shape.heads", "7", "--shape.ffn", "8", "--steps", "1"],
+            "does not divide shape.hidden_size 64",
+        ),
         ([*SHAPE, "--shape.experts", "4", "--steps", "1"], "shape.experts_per_token is 0 of 4 experts"),
         ([*SHAPE, "--stepz", "5"], "stepz"),
     ],

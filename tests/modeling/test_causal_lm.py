@@ -14,7 +14,7 @@ from transformers import (
 
 from tst_lightning.bags import mean_embedding
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling import build_causal_lm
+from tst_lightning.modeling import build_causal_lm, check_trainable, count_parameters
 from tst_lightning.modeling.attention import NAME, attention_for
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
@@ -76,13 +76,14 @@ def test_a_bag_is_the_mean_of_what_the_embedding_layer_gives(config: PreTrainedC
     assert not torch.allclose(ours, mean_embedding(bags, layer.weight), rtol=0.1)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (Gemma2Config(**SHAPE), "final_logit_softcapping=30.0"),
-        (Qwen3MoeConfig(**SHAPE), "router_aux_loss_coef=0.001"),
-    ],
-)
-def test_what_would_train_another_model_is_refused(config: PreTrainedConfig, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_causal_lm(config)
+def test_what_would_train_another_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="final_logit_softcapping=30.0"):
+        build_causal_lm(Gemma2Config(**SHAPE))
+
+
+def test_a_mixture_is_sized_but_not_trained_without_its_balance() -> None:
+    config = Qwen3MoeConfig(**SHAPE)
+    assert count_parameters(config).total > 0
+    with pytest.raises(ConfigError, match="router_aux_loss_coef=0.001.*set router_aux_loss_coef: 0"):
+        check_trainable(config)
+    check_trainable(Qwen3MoeConfig(**SHAPE, router_aux_loss_coef=0.0))

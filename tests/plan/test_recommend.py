@@ -88,7 +88,9 @@ def test_advice_under_a_limit_of_data_keeps_to_it(parameters: float, positions: 
         assert data_factor(free.cell) > plenty
 
 
-@pytest.mark.parametrize(("plenty", "superposition"), [(9.0, "full"), (1.4, "full"), (1.1, "output_only"), (0.7, "none")])
+@pytest.mark.parametrize(
+    ("plenty", "superposition"), [(9.0, "full"), (1.4, "full"), (1.1, "output_only"), (0.7, "none")]
+)
 def test_less_data_asks_for_less_superposition(plenty: float, superposition: str) -> None:
     advice = recommend(267.2e6, 41.9e9, unique_tokens=plenty * 41.9e9)
     assert advice.superposition == superposition

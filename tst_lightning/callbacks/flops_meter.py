@@ -11,23 +11,53 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from tst_lightning.flops import closed_form_flops_per_row, count_flops_per_row, peak_flops_per_second
+from tst_lightning.errors import ConfigError
+from tst_lightning.flops import (
+    AttentionConvention,
+    closed_form_flops_per_row,
+    count_flops_per_row,
+    peak_flops_per_second,
+)
 
 
 @dataclass
 class Totals:
-    """What a stretch of training took, over all ranks: FLOPs, tokens read, positions computed, wall seconds."""
+    """What a stretch of training took, over all ranks.
+
+    Attributes:
+        flops: of the model, what it takes to compute its loss and gradients once.
+        tokens: read.
+        positions: of the transformer, computed.
+        seconds: wall time of training, and of its wait for data.
+        hardware_flops: that were really done: those of the model, and what checkpointed layers computed again.
+    """
 
     flops: int = 0
     tokens: int = 0
     positions: int = 0
     seconds: float = 0.0
+    hardware_flops: int = 0
 
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
     def __sub__(self, other: "Totals") -> "Totals":
         return Totals(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+def utilisation(done: Totals, peak: float | None) -> dict[str, float]:
+    """Model-FLOPs utilisation, and hardware-FLOPs utilisation where more was done than the model's work.
+
+    Args:
+        done: a stretch of training.
+        peak: FLOP/s of all devices together; None where it is not known, and so are these.
+    """
+    if peak is None:
+        return {}
+    mfu = {"throughput/mfu": done.flops / done.seconds / peak}
+    if done.hardware_flops == done.flops:
+        return mfu
+    return mfu | {"throughput/hfu": done.hardware_flops / done.seconds / peak}
 
 
 class FlopsMeter(Callback):
@@ -39,12 +69,19 @@ class FlopsMeter(Callback):
     ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; validation
     metrics also go to TensorBoard on a compute axis (``val_by_gflop/``, whose step is 10^9 FLOPs), where runs line up
     at equal compute.
+
+    Args:
+        attention: whether attention is counted over all pairs of positions (``full``, the custom of published figures)
+            or over those that the causal mask leaves (``causal``), for model and hardware FLOPs, MFU and every axis. Runs
+            of different conventions are not compared, and a run keeps the one that it was begun with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attention: AttentionConvention = "full") -> None:
+        self.attention = attention
         self.per_phase: dict[str, Totals] = {}
         self.per_corpus: dict[str, int] = {}
         self.flops_per_row: dict[str, int] = {}
+        self.hardware_flops_per_row: dict[str, int] = {}
         self._mark = 0.0
         self._paused = False
         self._logged = Totals()
@@ -58,15 +95,30 @@ class FlopsMeter(Callback):
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Totals per phase, tokens per corpus."""
+        """Totals per phase, tokens per corpus, and the convention that they were counted by."""
         return {
+            "attention": self.attention,
             "phases": {name: asdict(totals) for name, totals in self.per_phase.items()},
             "corpora": dict(self.per_corpus),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from saved totals."""
-        self.per_phase = {name: Totals(**totals) for name, totals in state_dict["phases"].items()}
+        """Goes on from saved totals.
+
+        Raises:
+            ConfigError: they were counted by the other convention.
+        """
+        was = state_dict.get("attention", "full")
+        if was != self.attention:
+            raise ConfigError(
+                f"the checkpoint's FLOPs count attention as {was}, FlopsMeter.attention is {self.attention}: totals would"
+                f" mix both; set it to {was}, or start a new run"
+            )
+        # Older checkpoints lack hardware FLOPs: nothing was computed twice.
+        self.per_phase = {
+            name: Totals(**({"hardware_flops": totals["flops"]} | totals))
+            for name, totals in state_dict["phases"].items()
+        }
         self.per_corpus = dict(state_dict["corpora"])
 
     # -- counting -----------------------------------------------------------------------------------------------
@@ -75,14 +127,19 @@ class FlopsMeter(Callback):
         """Counts what a row of each phase costs."""
         if stage != "fit":
             return
-        seq_len = trainer.datamodule.seq_len  # type: ignore[attr-defined]
-        expected = closed_form_flops_per_row(pl_module.config, seq_len)
+        config, seq_len = pl_module.config, trainer.datamodule.seq_len  # type: ignore[attr-defined]
+        expected = closed_form_flops_per_row(config, seq_len, self.attention)
         for name, phase, _, _ in pl_module.schedule:
-            self.flops_per_row[name] = count_flops_per_row(pl_module.config, phase, seq_len)
-            if abs(self.flops_per_row[name] / expected - 1) > 0.02:
+            flops = hardware_flops = count_flops_per_row(config, phase, seq_len, self.attention)
+            if pl_module.activation_checkpointing != "none":
+                hardware_flops = count_flops_per_row(
+                    config, phase, seq_len, self.attention, pl_module.activation_checkpointing
+                )
+            self.flops_per_row[name], self.hardware_flops_per_row[name] = flops, hardware_flops
+            if abs(flops / expected - 1) > 0.01:
                 rank_zero_warn(
-                    f"phase '{name}' counts {self.flops_per_row[name]:.4g} FLOPs a row, the closed form for dense"
-                    f" decoders gives {expected:.4g}: either the architecture is none, or the counter missed a kernel"
+                    f"phase '{name}' counts {flops:.4g} FLOPs a row, the closed form for decoders with softmax attention"
+                    f" gives {expected:.4g}: either the architecture is none, or the counter missed a kernel"
                 )
         self._peak = peak_flops_per_second(trainer.strategy.root_device, str(trainer.precision))
         if self._peak is None and trainer.strategy.root_device.type == "cuda":
@@ -118,6 +175,7 @@ class FlopsMeter(Callback):
             flops=rows * self.flops_per_row[name],
             tokens=rows * seq_len * batch["bag_size"],
             positions=rows * seq_len,
+            hardware_flops=rows * self.hardware_flops_per_row[name],
         )
         for corpus, mine in zip(trainer.datamodule.corpora, batch["corpus_rows"], strict=True):  # type: ignore[attr-defined]
             tokens = mine * trainer.world_size * seq_len * batch["bag_size"]
@@ -165,9 +223,8 @@ class FlopsMeter(Callback):
             "throughput/flops_per_second": since.flops / since.seconds,
             "throughput/step_seconds": since.seconds / trainer.log_every_n_steps,  # type: ignore[attr-defined]
         }
-        if self._peak is not None:
-            rates["throughput/mfu"] = rates["throughput/flops_per_second"] / (self._peak * trainer.world_size)
-        return rates | self._memory(trainer)
+        peak = None if self._peak is None else self._peak * trainer.world_size
+        return rates | utilisation(since, peak) | self._memory(trainer)
 
     def _memory(self, trainer: Trainer) -> dict[str, float]:
         if trainer.strategy.root_device.type == "cuda":

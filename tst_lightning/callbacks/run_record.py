@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.errors import ConfigError
-from tst_lightning.flops import CONVENTION
+from tst_lightning.flops import convention
 from tst_lightning.whole_file import write_whole
 
 RUN_RECORD_FORMAT = 1
@@ -82,6 +82,7 @@ class RunRecord(Callback):
                 "steps": steps,
                 "tokens": steps * rows * data.seq_len * phase.bag_size,
                 "flops_per_step": rows * meter.flops_per_row[name],
+                "hardware_flops_per_step": rows * meter.hardware_flops_per_row[name],
             }
             for name, phase, first, steps in pl_module.schedule
         ]
@@ -99,7 +100,7 @@ class RunRecord(Callback):
             "seq_len": data.seq_len,
             "phases": phases,
             "flops": sum(phase["steps"] * phase["flops_per_step"] for phase in phases),
-            "flops_convention": CONVENTION,
+            "flops_convention": convention(meter.attention),
             "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
             "batch": {
                 "rows_per_step": rows,

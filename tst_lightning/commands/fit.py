@@ -36,6 +36,7 @@ from tst_lightning.commands.run_folder import (
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
+from tst_lightning.modeling import check_trainable
 from tst_lightning.module import SuperpositionModule
 from tst_lightning.whole_file import write_whole
 
@@ -256,6 +257,7 @@ class TSTCommandLine(LightningCLI):
         trainer, sizes = self.trainer, ""
         try:
             check_nodes(trainer)
+            check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
             with new_files_removed(Path(self.config.run_dir), trainer, step):
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -96,7 +96,7 @@ def check_memory(model_config: Any, data: Any, trainer: Trainer) -> str:
     else:
         where = "this machine has"
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * trainer.num_nodes
-    parameters = count_parameters(model_config)
+    parameters = count_parameters(model_config).total
     if 4 * parameters > here:
         raise ConfigError(
             f"the model has {parameters:.4g} parameters, whose weights and gradients take {4 * parameters / 1e9:,.0f} GB or"

@@ -51,11 +51,13 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
     trainer, data = config.trainer, config.data
     on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
     meter = next((of for of in config.callbacks.values() if of["class_path"].endswith(".FlopsMeter")), None)
-    facts = {
-        "devices": changes.get("devices") or _number_of_devices(trainer),
+    devices = changes.get("devices") or _number_of_devices(trainer)
+    facts: dict[str, Any] = {
+        "devices": devices,
+        "layout": changes.get("layout") or _layout(trainer.strategy, devices),
         "device_type": "cuda" if on_gpu else "cpu",
         "corpora": () if "unique_tokens" in changes else _corpora(data.shards),
-    } | changes
+    }
     return Setting(
         source=source,
         config=module.config,
@@ -67,10 +69,10 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         precision=_precision(trainer.precision),
         optimizer=module.optimizer,
         attention=(meter or {}).get("init_args", {}).get("attention", "full"),
-        checkpointing=module.activation_checkpointing == "full",
+        checkpointing=module.activation_checkpointing,
         block_rows=data.block_rows,
         pool_blocks=data.pool_blocks,
-        **({"layout": _layout(trainer.strategy, facts["devices"])} | facts if "layout" not in facts else facts),
+        **(facts | changes),
     )
 
 
@@ -103,19 +105,17 @@ def of_hugging_face(name: str, given: dict[str, Any]) -> Setting:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # whatever files, network and transformers say
         reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise ConfigError(f"--hf {name} is no configuration of a model ({reason}); name a folder or config.json") from error
+        raise ConfigError(
+            f"--hf {name} is no configuration of a model ({reason}); name a folder or config.json"
+        ) from error
     return _of_model(config, name, given)
 
 
 def _of_model(config: PreTrainedConfig, source: str, given: dict[str, Any]) -> Setting:
-    checkpointing = given.pop("activation_checkpointing", "none") == "full"
-    facts = {"seq_len": _SEQ_LEN, "batch_size": 8, "precision": "bf16-mixed", "device_type": "cuda", "devices": 1}
+    facts: dict[str, Any] = {"seq_len": _SEQ_LEN, "batch_size": 8, "precision": "bf16-mixed", "device_type": "cuda"}
     facts |= given
-    layout = facts.pop("layout", "single" if facts["devices"] == 1 else "ddp")
-    phases = {"next_token": NextTokenPhase()}
-    return Setting(
-        source=source, config=config, phases=phases, steps=None, layout=layout, checkpointing=checkpointing, **facts
-    )
+    facts.setdefault("layout", "single" if facts.get("devices", 1) == 1 else "ddp")
+    return Setting(source=source, config=config, phases={"next_token": NextTokenPhase()}, steps=None, **facts)
 
 
 def _number_of_devices(trainer: Namespace) -> int:

@@ -15,9 +15,10 @@ from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.whole_file import write_whole
 
 # What makes a run the run it is; everything else (logging, where shards lie, reading processes, compiled layers, which
-# only round otherwise) may change on the way.
+# only round otherwise, activations kept or computed again) may change on the way.
 # Batch size, workers and ranks are guarded by the stream's own state.
 _TRAINER_KEYS = {"max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision", "limit_val_batches"}
+_FREE_MODEL_KEYS = {"compile", "activation_checkpointing"}
 _FREE_DATA_KEYS = {"shards", "num_workers", "cache_dir", "cache_bytes"}
 # A run may be made longer; the phases still to come then take other shares, which the stream's state checks.
 _STEPS = "trainer.max_steps"
@@ -119,7 +120,7 @@ def check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed_everything": config.get("seed_everything"),
-        "model": {key: value for key, value in (config.get("model") or {}).items() if key != "compile"},
+        "model": {key: value for key, value in (config.get("model") or {}).items() if key not in _FREE_MODEL_KEYS},
         "data": {key: value for key, value in (config.get("data") or {}).items() if key not in _FREE_DATA_KEYS},
         "trainer": {key: value for key, value in (config.get("trainer") or {}).items() if key in _TRAINER_KEYS},
     }

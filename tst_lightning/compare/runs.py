@@ -118,6 +118,17 @@ class Run:
         return switches
 
 
+def read_run(path: str) -> Run:
+    """Reads one run folder.
+
+    Raises:
+        ConfigError: it holds no run, no validation, or a format unknown here.
+        RunError: a file in it is damaged.
+    """
+    record = _read_record(path)
+    return Run(record["name"], path, record, _read_curve(path, record["status"] == "finished"))
+
+
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """Reads run folders and gives each a name of its own: its name, or its path where two share a name.
 

@@ -1,73 +1,126 @@
 """FLOPs of one row: counted from the graph that is trained, and by the closed form that the count is checked with."""
 
+import copy
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
-from tst_lightning.modeling import CausalLM, all_alike, build_causal_lm, decoder_layers
-from tst_lightning.modeling.attention import NAME as MASK_FREE
+from tst_lightning.flops.attention import NAME, AttentionConvention, attention_formulas
+from tst_lightning.modeling import (
+    ActivationCheckpointing,
+    CausalLM,
+    active_numbers,
+    all_alike,
+    build_causal_lm,
+    checkpoint_activations,
+    decoder_layers,
+    experts_a_position,
+)
 from tst_lightning.phases import PhaseStrategy
 
 
-def count_flops_per_row(config: PreTrainedConfig, phase: PhaseStrategy, seq_len: int) -> int:
+class RowFlops(NamedTuple):
+    """FLOPs of forward and backward for one row.
+
+    Attributes:
+        total: of everything.
+        attention: of scores and weighted values alone, which ``total`` holds too.
+    """
+
+    total: int
+    attention: int
+
+
+def count_flops_per_row(
+    config: PreTrainedConfig,
+    phase: PhaseStrategy,
+    seq_len: int,
+    attention: AttentionConvention = "full",
+    activation_checkpointing: ActivationCheckpointing = "none",
+) -> int:
+    """The total of :func:`count_row`."""
+    return count_row(config, phase, seq_len, attention, activation_checkpointing).total
+
+
+def count_row(
+    config: PreTrainedConfig,
+    phase: PhaseStrategy,
+    seq_len: int,
+    attention: AttentionConvention = "full",
+    activation_checkpointing: ActivationCheckpointing = "none",
+) -> RowFlops:
     """Runs the phase's own forward, loss and backward once on a meta copy of the model, and counts.
 
-    On the meta device attention falls apart into plain matrix products, so PyTorch's counter sees it; on CPU it
-    would miss the fused kernel. Nothing is allocated. Where all layers are alike, one and two of them are counted, and
-    the rest cost what the second did: counting takes a tenth of a second a layer.
+    On the meta device there are no fused kernels that the counter would miss: attention is an op of our own there (see
+    :mod:`tst_lightning.flops.attention`), and of experts those are multiplied that a position is sent to. Nothing is
+    allocated, and no random number drawn. Where all layers are alike, one and two of them are counted, and the rest cost
+    what the second did: counting takes a tenth of a second a layer.
 
     Args:
         config: the model's configuration.
         phase: whose row is counted.
         seq_len: L, positions a row.
+        attention: pairs of positions that attention is counted over: all L^2, or each with itself and earlier ones.
+        activation_checkpointing: ``full`` counts the layers' second forward too: hardware FLOPs, not the model's.
 
-    Returns:
-        FLOPs of forward and backward for one row of L positions.
+    Raises:
+        ConfigError: the model can't be built, or its activations not checkpointed.
     """
     with torch.device("meta"):
-        # Windows are counted as full attention, like causality; transformers' masks can't be built on this device.
-        model = build_causal_lm(config, attention=MASK_FREE)
+        # Windows are counted as full attention; transformers' masks can't be built on this device.
+        model = build_causal_lm(copy.deepcopy(config), attention=NAME, experts="batched_mm")
         tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64)
+    if activation_checkpointing == "full":
+        checkpoint_activations(model.lm)
     layers = decoder_layers(model.lm)
     if layers is None or len(layers) <= 2 or not all_alike(layers):
-        return _count(model, phase, tokens)
+        return _count(model, phase, tokens, attention)
     more = len(layers) - 2
     del layers[2:]
-    two = _count(model, phase, tokens)
+    two = _count(model, phase, tokens, attention)
     del layers[1:]
-    return two + more * (two - _count(model, phase, tokens))
+    one = _count(model, phase, tokens, attention)
+    return RowFlops(*(b + more * (b - a) for a, b in zip(one, two, strict=True)))
 
 
-def _count(model: CausalLM, phase: PhaseStrategy, tokens: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+def _count(model: CausalLM, phase: PhaseStrategy, tokens: Tensor, attention: AttentionConvention) -> RowFlops:
+    formulas = attention_formulas(attention)
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model(tokens, phase).total.backward()
-    return counter.get_total_flops()
+    by_op = counter.get_flop_counts()["Global"]
+    return RowFlops(sum(by_op.values()), sum(by_op.get(op, 0) for op in formulas))
 
 
-def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int) -> int:
-    """``(6 N + 12 * layers * heads * d_head * L) * L``, with N the weights of all matrix products.
+def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int, attention: AttentionConvention = "full") -> int:
+    """``6 N L + 12 * layers * heads * d_head * pairs``, with N the weights of all matrix products that a position enters.
 
-    N leaves the input embedding out and counts the LM head, tied or not. A bag of tokens costs what a token costs, so
-    the phase does not enter. Holds for dense decoders; the meter uses it only to notice a count that missed something.
+    N leaves the input embedding out, counts the LM head, tied or not, the router of a mixture, and of its experts the
+    share that is chosen. ``pairs`` of positions are L^2, or L (L + 1) / 2 where attention is counted as causal. A bag of
+    tokens costs what a token costs, so the phase does not enter. Holds for decoders whose layers all attend with heads of
+    one width; the meter uses it only to notice a count that missed something.
 
     Args:
         config: the model's configuration.
         seq_len: L, positions a row.
+        attention: as for :func:`count_row`.
 
     Returns:
         FLOPs of forward and backward for one row of L positions.
     """
     with torch.device("meta"):
-        lm = build_causal_lm(config).lm
+        lm = build_causal_lm(copy.deepcopy(config)).lm
+    stacked = 3 if experts_a_position(config) else 2
     products = sum(
-        weight.numel()
+        active_numbers(layer, weight, config)
         for layer in lm.modules()
-        if not isinstance(layer, nn.Embedding)
+        if not isinstance(layer, nn.Embedding | nn.Conv1d)
         for weight in layer.parameters(recurse=False)
-        if weight.ndim == 2
+        if weight.ndim in (2, stacked)
     )
     heads = getattr(config, "num_attention_heads", None) or 0
     head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    attention = 12 * config.num_hidden_layers * heads * head_dim * seq_len
-    return (6 * products + attention) * seq_len
+    pairs = seq_len**2 if attention == "full" else seq_len * (seq_len + 1) // 2
+    return 6 * products * seq_len + 12 * config.num_hidden_layers * heads * head_dim * pairs

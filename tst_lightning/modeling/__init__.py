@@ -1,7 +1,26 @@
 """The one place that knows Hugging Face models: embeddings in, hidden states out, LM-head weight."""
 
-from tst_lightning.modeling.causal_lm import CausalLM, build_causal_lm
-from tst_lightning.modeling.layers import all_alike, compile_layers, decoder_layers
-from tst_lightning.modeling.size import count_parameters
+from tst_lightning.modeling.causal_lm import CausalLM, build_causal_lm, check_trainable
+from tst_lightning.modeling.layers import (
+    ActivationCheckpointing,
+    all_alike,
+    checkpoint_activations,
+    compile_layers,
+    decoder_layers,
+)
+from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters, experts_a_position
 
-__all__ = ["CausalLM", "all_alike", "build_causal_lm", "compile_layers", "count_parameters", "decoder_layers"]
+__all__ = [
+    "ActivationCheckpointing",
+    "CausalLM",
+    "Parameters",
+    "active_numbers",
+    "all_alike",
+    "build_causal_lm",
+    "check_trainable",
+    "checkpoint_activations",
+    "compile_layers",
+    "count_parameters",
+    "decoder_layers",
+    "experts_a_position",
+]

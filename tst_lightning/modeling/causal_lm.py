@@ -97,12 +97,33 @@ def check_sizes(config: PreTrainedConfig) -> None:
             raise ConfigError(f"model.config.init_args.{key} is {size}; it must be at least 1 and at most {most:,}")
 
 
-def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> CausalLM:
+def check_trainable(config: PreTrainedConfig) -> None:
+    """Checks that the loss of this version is all that the model is to be trained by.
+
+    Apart from :func:`build_causal_lm`, so that a model that can't be trained yet can be sized, and its FLOPs counted.
+
+    Args:
+        config: of any model.
+
+    Raises:
+        ConfigError: it is to be trained by an auxiliary loss too.
+    """
+    if getattr(config, "router_aux_loss_coef", 0):
+        raise ConfigError(
+            f"{type(config).__name__} balances its experts by an auxiliary loss (router_aux_loss_coef="
+            f"{config.router_aux_loss_coef}), which this version does not add: training would silently go without."
+            " Choose a dense architecture, or set router_aux_loss_coef: 0 to train without balancing"
+        )
+
+
+def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, experts: str | None = None) -> CausalLM:
     """Builds and initialises the model of a config, on the current default device, in float32.
 
     Args:
-        config: any Hugging Face causal LM configuration whose body accepts ``inputs_embeds``.
+        config: any Hugging Face causal LM configuration whose body accepts ``inputs_embeds``; the model's own from then
+            on, which notes the implementations in it.
         attention: implementation of attention by transformers' name; None chooses by :func:`attention_for`.
+        experts: implementation of a mixture's experts by transformers' name; None leaves the choice to it.
 
     Returns:
         The model, in training mode.
@@ -118,22 +139,17 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None) -> C
                 f"{type(config).__name__} has {key}={value}: it changes the logits after the LM head, which the losses"
                 " of this version do not reproduce; choose another architecture"
             )
-    if getattr(config, "router_aux_loss_coef", 0):
-        raise ConfigError(
-            f"{type(config).__name__} balances its experts by an auxiliary loss (router_aux_loss_coef="
-            f"{config.router_aux_loss_coef}), which this version does not add: training would silently go without."
-            " Choose a dense architecture, or set router_aux_loss_coef: 0 to train without balancing"
-        )
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if heads and kv_heads and heads % kv_heads:
         raise ConfigError(
             f"{type(config).__name__} has num_key_value_heads={kv_heads}, which does not divide num_attention_heads="
             f"{heads}; choose a divisor"
         )
+    implementations = {"attn_implementation": attention or attention_for(config)}
+    if experts is not None:
+        implementations["experts_implementation"] = experts
     try:
-        lm = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention or attention_for(config), dtype=torch.float32
-        )
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **implementations)
     except Exception as error:
         if isinstance(error, MemoryError) or "allocate" in str(error):  # nothing is wrong with the values
             raise

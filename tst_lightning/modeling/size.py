@@ -1,19 +1,36 @@
 """How large a model is, before it is built: absurd sizes are refused in a moment, not after the machine is full."""
 
 import copy
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling.attention import NAME
-from tst_lightning.modeling.causal_lm import build_causal_lm, check_sizes
+from tst_lightning.modeling.causal_lm import CausalLM, build_causal_lm, check_sizes
 
 
-def count_parameters(config: PreTrainedConfig) -> int:
+class Parameters(NamedTuple):
+    """Numbers in a model's weights, each tied matrix once.
+
+    Attributes:
+        total: all of them.
+        active: those that one position makes use of: of a mixture's experts the chosen ones, of all else everything, the
+            input embedding too.
+    """
+
+    total: int
+    active: int
+
+
+def count_parameters(config: PreTrainedConfig) -> Parameters:
     """Parameters of the model of a config, from meta copies of one and of two layers that are tried out on two tokens.
 
-    Nothing is allocated, and the time does not grow with the number of layers. Exact where all layers are alike.
+    Nothing is allocated, and the time does not grow with the number of layers, but for mixtures of experts, where layers
+    may differ (dense ones among them): all of theirs are built, 2 ms each. Exact where all layers are alike, and for
+    mixtures.
 
     Args:
         config: of any causal LM.
@@ -24,19 +41,57 @@ def count_parameters(config: PreTrainedConfig) -> int:
     check_sizes(config)
     layers = getattr(config, "num_hidden_layers", None)
     if layers is None or layers <= 2:
-        return _count(config)
+        return _count(_tried(config))
     one, two = copy.deepcopy(config), copy.deepcopy(config)
     one.num_hidden_layers, two.num_hidden_layers = 1, 2
-    first, second = _count(one), _count(two)
-    return first + (layers - 1) * (second - first)
+    first, second = _count(_tried(one)), _count(_tried(two))
+    if experts_a_position(config):
+        return _count(_on_meta(config))
+    more = layers - 1
+    return Parameters(*(a + more * (b - a) for a, b in zip(first, second, strict=True)))
 
 
-def _count(config: PreTrainedConfig) -> int:
+def experts_a_position(config: PreTrainedConfig) -> int | None:
+    """How many experts of a layer a position is sent to; None where there are none."""
+    return getattr(config, "num_experts_per_tok", None)
+
+
+def active_numbers(layer: nn.Module, weight: Tensor, config: PreTrainedConfig) -> int:
+    """Numbers of a weight that one position makes use of.
+
+    Args:
+        layer: that the weight belongs to.
+        weight: of any shape; that of a layer's experts is stacked, (experts, out, in).
+        config: of the model.
+    """
+    chosen = experts_a_position(config)
+    if chosen is None or weight.ndim != 3 or isinstance(layer, nn.Conv1d):
+        return weight.numel()
+    return weight.numel() // len(weight) * chosen
+
+
+def _on_meta(config: PreTrainedConfig) -> CausalLM:
     with torch.device("meta"):
-        model = build_causal_lm(config, attention=NAME)
-        try:
-            model.body(model.embed(torch.zeros(1, 2, dtype=torch.int64)))
-        except Exception as error:  # all of it is transformers' and torch's code, on the user's values
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ConfigError(f"the model of {type(config).__name__} can't run with its values ({reason})") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+        return build_causal_lm(copy.deepcopy(config), attention=NAME, experts="batched_mm")
+
+
+def _tried(config: PreTrainedConfig) -> CausalLM:
+    model = _on_meta(config)
+    try:
+        model.body(model.embed(torch.zeros(1, 2, dtype=torch.int64, device="meta")))
+    except Exception as error:  # all of it is transformers' and torch's code, on the user's values
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"the model of {type(config).__name__} can't run with its values ({reason})") from error
+    return model
+
+
+def _count(model: CausalLM) -> Parameters:
+    total = active = 0
+    seen: set[Tensor] = set()
+    for layer in model.modules():
+        for weight in layer.parameters(recurse=False):
+            if weight not in seen:  # tied ones belong to two layers
+                seen.add(weight)
+                total += weight.numel()
+                active += active_numbers(layer, weight, model.lm.config)
+    return Parameters(total, active)

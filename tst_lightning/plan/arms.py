@@ -6,6 +6,7 @@ from math import lcm
 
 from tst_lightning.data.rows import RowPlan, blocks_needed
 from tst_lightning.flops import count_flops_per_row
+from tst_lightning.modeling import ActivationCheckpointing
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, SuperpositionPhase
 from tst_lightning.plan.setting import Setting
 from tst_lightning.published import Cell
@@ -64,19 +65,17 @@ class Planner:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self._counted: dict[tuple[type, int, bool], int] = {}
+        self._counted: dict[tuple[type, int, str], int] = {}
 
-    def flops_per_step(self, phase: PhaseStrategy, recomputed: bool = False) -> int:
+    def flops_per_step(self, phase: PhaseStrategy, checkpointing: ActivationCheckpointing = "none") -> int:
         """FLOPs of an optimizer step over all devices, as the meter counts them.
 
         Args:
             phase: that the step belongs to.
-            recomputed: with what activation checkpointing computes again (hardware FLOPs).
+            checkpointing: full counts what is computed again (hardware FLOPs).
         """
-        setting = self.setting
-        key = (type(phase), phase.bag_size, recomputed)
+        setting, key = self.setting, (type(phase), phase.bag_size, checkpointing)
         if key not in self._counted:
-            checkpointing = "full" if recomputed else "none"
             self._counted[key] = setting.rows_per_step * count_flops_per_row(
                 setting.config, phase, setting.seq_len, setting.attention, checkpointing
             )

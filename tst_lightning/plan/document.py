@@ -44,8 +44,8 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
         wishes: budget and choices.
 
     Returns:
-        The plan as JSON can hold it: ``parameters``, ``budget``, ``arms`` (each with ``steps``, ``tokens``, ``flops``, in all
-        and by phase), ``data``, ``memory``, ``recommendation``, ``notes``; and the recommendation with its surface.
+        The plan as JSON can hold it: ``parameters``, ``budget``, ``arms`` (each with ``steps``, ``tokens``, ``flops``, in
+        all and by phase), ``data``, ``memory``, ``recommendation``, ``notes``; and the recommendation with its surface.
 
     Raises:
         ConfigError: a budget, shares or sizes that make no run.
@@ -60,9 +60,7 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
     if unique is None and setting.corpora:
         # Of a mixture, what could be read before its scarcest part comes again.
         unique = round(min(corpus.manifest.train.tokens / corpus.share for corpus in setting.corpora))
-    advice = recommend(
-        parameters.total, baseline.total("positions"), parameters.active < parameters.total, unique
-    )
+    advice = recommend(parameters.total, baseline.total("positions"), parameters.active < parameters.total, unique)
     arms = [baseline]
     advised = advice.cell and two_phases(advice.cell, advice.weighting or "uniform")
     wanted: Mapping[str, PhaseStrategy] | None = setting.phases if len(setting.phases) > 1 else None
@@ -99,7 +97,7 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
         "memory": {
             "layout": setting.layout,
             "precision": setting.precision,
-            "activation_checkpointing": "full" if setting.checkpointing else "none",
+            "activation_checkpointing": setting.checkpointing,
             "bytes": asdict(measure(setting, phases)),
         },
         "recommendation": _recommendation(advice),
@@ -160,6 +158,10 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
         )
     else:
         notes.append("Time is that of training steps; validation, checkpoints and start-up come on top.")
+    if document["parameters"]["active"] < document["parameters"]["total"] and setting.precision.endswith("mixed"):
+        notes.append(
+            "Memory: transformers' grouped products leave autocast aside; experts' activations may take twice."
+        )
     notes.append(
         "Memory: states, activations and logits are what tensors take; an allocator's slack, kernels' workspaces and"
         " libraries come on top (0.5 to 2 GB on a GPU)."

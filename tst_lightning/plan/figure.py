@@ -56,7 +56,9 @@ def draw_recommendation(advice: Recommendation, wanted: Cell | None = None) -> b
         "interpolated": "interpolated between the published grids",
         "extrapolated": "the nearest place of the published grids; the case lies outside",
     }
-    title = f"Published difference to the baseline, thousandths of a nat a token ({SOURCE})\n{how[advice.surface_basis]}"
+    title = (
+        f"Published difference to the baseline, thousandths of a nat a token ({SOURCE})\n{how[advice.surface_basis]}"
+    )
     if advice.cell is not None and advice.cell not in advice.surface or advice.surface_basis != advice.basis:
         title += "; the recommendation is of a single published run, not of this grid" if advice.cell else ""
     axes.set_title(title, fontsize=9.5)

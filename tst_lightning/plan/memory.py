@@ -84,7 +84,7 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         kept = max((_kept(model, phase, setting, autocast) for phase in phases), key=lambda kept: kept.total)
     rows = setting.batch_size * setting.seq_len
     activations = kept.total
-    if setting.checkpointing:
+    if setting.checkpointing == "full":
         # One layer's activations at a time, and every layer's input.
         activations = kept.outside + kept.a_layer + len(layers) * rows * setting.config.hidden_size * dtype.itemsize
     width = (autocast or dtype).itemsize
@@ -99,7 +99,9 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         "fsdp": (2 * of_layers // max(len(layers), 1) + weights - of_layers) * width,
     }[setting.layout]
     # Logits in the products' dtype, log-probabilities in float32; the CPU's softmax widens its input first.
-    per_position = setting.config.vocab_size * (width + wide + (wide if width < wide and setting.device_type == "cpu" else 0))
+    per_position = setting.config.vocab_size * (
+        width + wide + (wide if width < wide and setting.device_type == "cpu" else 0)
+    )
     logits = min(chunk_rows(setting.device_type), rows) * per_position
     if width < wide:  # the head and its gradient of a chunk, in the products' dtype
         logits += 2 * setting.config.vocab_size * setting.config.hidden_size * width

@@ -1,6 +1,7 @@
 """A plan as a page of plain text: at most 100 columns."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from tst_lightning.compare.units import flops_text, scaled, tokens_text
@@ -108,9 +109,8 @@ def bytes_text(count: float) -> str:
 def _advice(plan: dict[str, Any]) -> list[str]:
     advice = plan["recommendation"]
     if advice["superposition"] == "full":
-        what = (
-            f"s = {advice['bag_size']}, r = {advice['superposition_ratio']:g}, {advice['weighting'].replace('_', '-')} weights"
-        )
+        weights = advice["weighting"].replace("_", "-")
+        what = f"s = {advice['bag_size']}, r = {advice['superposition_ratio']:g}, {weights} weights"
     else:
         what = {"output_only": "output-only superposition", "none": "no superposition"}[advice["superposition"]]
     if advice["expected_loss_difference"] is not None:
@@ -130,7 +130,7 @@ def _notes(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _table(rows: list[tuple[str, ...]], left: int) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
     """Columns two spaces apart, the first ``left`` of them flush left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

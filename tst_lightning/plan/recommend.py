@@ -17,7 +17,9 @@ INDISTINCT = 0.002
 # How far outside the published range, as a factor of parameters or positions, a published difference is still given as
 # the expected one. Beyond it none is: small models trained shortly have been seen to lose.
 FARTHEST = 4.0
-POWER_LAW_FROM = 8  # the bag size from which power-law weights did better than uniform ones (paper, ablation of weights)
+POWER_LAW_FROM = (
+    8  # the bag size from which power-law weights did better than uniform ones (paper, ablation of weights)
+)
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,9 @@ def _under_limit(
 ) -> tuple[Literal["full", "output_only", "none"], Cell | None, str]:
     """What is left where the best cell would read the data more than once."""
     passes = positions * data_factor(best) / unique_tokens
-    much = f"s = {best.bag_size}, r = {best.ratio:g} would read the data {passes:.2f} times, and its gain rests on fresh"
+    much = (
+        f"s = {best.bag_size}, r = {best.ratio:g} would read the data {passes:.2f} times, and its gain rests on fresh"
+    )
     if positions > unique_tokens:
         return (
             "none",

@@ -8,6 +8,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from tst_lightning.data.corpora import Corpus
+from tst_lightning.flops import AttentionConvention
+from tst_lightning.modeling import ActivationCheckpointing
 from tst_lightning.phases import PhaseStrategy
 
 Layout = Literal["single", "ddp", "fsdp"]
@@ -31,7 +33,7 @@ class Setting:
         layout: how parameters lie on the devices.
         optimizer: from parameters to the optimizer.
         attention: as FLOPs count it, full or causal.
-        checkpointing: whether activations are computed again for backward.
+        checkpointing: of activations, none or full.
         block_rows: the largest bag size that the data is laid out for; 1 where nothing says so.
         pool_blocks: blocks whose rows are permuted together.
         corpora: to train on; empty where there are none yet.
@@ -50,8 +52,8 @@ class Setting:
     device_type: str = "cpu"
     layout: Layout = "single"
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
-    attention: str = "full"
-    checkpointing: bool = False
+    attention: AttentionConvention = "full"
+    checkpointing: ActivationCheckpointing = "none"
     block_rows: int = 1
     pool_blocks: int = 64
     corpora: tuple[Corpus, ...] = ()

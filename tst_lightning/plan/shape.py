@@ -1,7 +1,7 @@
 """A model by its shape alone: Llama for dense ones, Qwen3-MoE for mixtures of experts, as the published runs used."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tst_lightning.errors import ConfigError
 
@@ -54,7 +54,7 @@ def config_of_shape(shape: Shape, positions: int) -> "PreTrainedConfig":
         raise ConfigError(
             f"shape.heads {shape.heads} does not divide shape.hidden_size {shape.hidden_size}; give shape.head_dim"
         )
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "num_hidden_layers": shape.layers,
