@@ -15,7 +15,8 @@ KEPT_IN = {
     "litdata": {"data", "shards"},
     "transformers": {"modeling", "flops", "shards", "module.py"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
-    "matplotlib": {"compare"},
+    "matplotlib": {"compare", "sweep"},
+    "optuna": {"sweep"},
     "pyarrow": {"corpus"},
     "boto3": {"data"},
     "tokenizers": {"shards"},
@@ -28,7 +29,17 @@ ORDER = [
         {"shards"},
         {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "optim.py"},
     ),
-    *({"modeling"}, {"phases"}, {"data"}, {"flops"}, {"module.py"}, {"callbacks"}, {"compare"}, {"commands"}),
+    *(
+        {"modeling"},
+        {"phases"},
+        {"data"},
+        {"flops"},
+        {"module.py"},
+        {"callbacks"},
+        {"compare"},
+        {"sweep"},
+        {"commands"},
+    ),
     {"__main__.py"},
 ]
 
