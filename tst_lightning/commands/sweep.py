@@ -12,7 +12,7 @@ from tst_lightning.sweep.cases import Case
 from tst_lightning.sweep.devices import parse_devices
 from tst_lightning.sweep.plan import Plan, make_plan, pairs
 from tst_lightning.sweep.pool import Pool
-from tst_lightning.sweep.queues import CaseQueue, LocalQueue, StudyQueue, lost_cases
+from tst_lightning.sweep.queues import CaseQueue, LocalQueue, StudyQueue
 from tst_lightning.sweep.records import is_held, read_ending
 from tst_lightning.sweep.report import write_report
 
@@ -130,7 +130,7 @@ def _states(plan: Plan) -> dict[str, str]:
 def _queue(plan: Plan, options: Any, due: list[Case]) -> CaseQueue:
     if not options.storage:
         return LocalQueue(due)
-    return StudyQueue(plan, options.storage, due, lost_cases(plan, due) if options.retry_failed else ())
+    return StudyQueue(plan, options.storage, options.retry_failed)
 
 
 def _counted(states: dict[str, str]) -> str:
