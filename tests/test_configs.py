@@ -13,7 +13,8 @@ from tests.conftest import ROOT, tiny_config
 from tests.test_resume import assert_same_state, last
 from tst_lightning.__main__ import main
 
-CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+# Sweeps are another command's: tests/commands/test_sweep.py.
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "sweeps")
 PAIRS = [path for path in CONFIGS if path.name == "tst.yaml" and (path.parent / "baseline.yaml").exists()]
 
 

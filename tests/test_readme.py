@@ -20,6 +20,7 @@ SMALL = {
     "fit": "--trainer.max_steps 8 --trainer.val_check_interval 4 --trainer.limit_val_batches 1 --data.seq_len 16"
     " --data.batch_size 2 --model.lr_schedule.warmup_steps 1",
     "validate": "--trainer.limit_val_batches 1",
+    "sweep": "--dry_run",
 }
 
 
@@ -41,7 +42,14 @@ def test_every_command_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.Mo
     assert main(shlex.split("fit --config configs/quickstart/tst.yaml " + SMALL["fit"])) == 0  # make quickstart's
 
     commands = shown_commands()
-    assert {shlex.split(command)[0] for command in commands} == {"prepare", "plan", "fit", "compare", "validate"}
+    assert {shlex.split(command)[0] for command in commands} == {
+        "prepare",
+        "plan",
+        "fit",
+        "sweep",
+        "compare",
+        "validate",
+    }
     for command in commands:
         words = shlex.split(command)
         if words[0] == "prepare" and "--verify" not in words:

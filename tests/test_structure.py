@@ -16,6 +16,7 @@ KEPT_IN = {
     "transformers": {"modeling", "flops", "shards", "module.py", "plan", "commands"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
     "matplotlib": {"compare", "plan", "sweep"},
+    "optuna": {"sweep"},
     "pyarrow": {"corpus"},
     "boto3": {"data"},
     "tokenizers": {"shards"},
