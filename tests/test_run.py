@@ -87,9 +87,10 @@ def test_tensorboard_holds_everything(folders: dict[str, Path]) -> None:
     tags = set(events(folders["tst"]).Tags()["scalars"])
     assert tags >= {
         *("train/superposition/loss", "train/recovery/loss", "train/grad_norm"),
-        *("val/loss", "val/perplexity", "val/bits_per_byte", "val_by_gflop/loss"),
+        *("val/loss", "val/perplexity", "val/bits_per_byte", "val_by_gflop/loss", "val_by_token/loss"),
+        *("train_by_gflop/superposition/loss", "train_by_token/recovery/loss"),
         *("lr-AdamW/decay", "lr-AdamW/no_decay", "phase/index", "phase/bag_size"),
-        *("compute/flops", "compute/tokens", "compute/positions", "compute/seconds"),
+        *("compute/flops", "compute/hardware_flops", "compute/tokens", "compute/positions", "compute/seconds"),
         *("throughput/positions_per_second", "throughput/tokens_per_second", "memory/process_peak_bytes"),
     }
     assert "throughput/mfu" not in tags  # the peak of this processor is not known
@@ -97,9 +98,14 @@ def test_tensorboard_holds_everything(folders: dict[str, Path]) -> None:
     assert any(data.plugin_data.plugin_name == "hparams" for data in plugins.values())
 
 
-def test_runs_line_up_on_the_compute_axis(folders: dict[str, Path]) -> None:
-    steps = {name: [e.step for e in events(folder).Scalars("val_by_gflop/loss")] for name, folder in folders.items()}
-    assert len(steps["tst"]) == 4 and steps["tst"] == steps["baseline"]
+def test_runs_line_up_at_equal_compute_and_at_equal_data(folders: dict[str, Path]) -> None:
+    steps = {
+        name: [[event.step for event in events(folder).Scalars(f"val_by_{axis}/loss")] for axis in ("gflop", "token")]
+        for name, folder in folders.items()
+    }
+    assert len(steps["tst"][0]) == 4 and steps["tst"][0] == steps["baseline"][0]
+    assert steps["baseline"][1] == [5 * k * ROWS * SEQ_LEN for k in (1, 2, 3, 4)]
+    assert steps["tst"][1] == [5 * k * ROWS * SEQ_LEN for k in (4, 8, 9, 10)]
 
 
 def test_checkpoints_last_best_and_at_the_switch(folders: dict[str, Path]) -> None:

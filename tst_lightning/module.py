@@ -41,7 +41,7 @@ class SuperpositionModule(LightningModule):
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
             checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
-            is due: a fraction of the memory for a third more work, the same numbers; ``none`` keeps everything.
+            is due: a fraction of the memory for about a quarter more work, the same numbers; ``none`` keeps everything.
     """
 
     def __init__(

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch import Callback
+from transformers import LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import ROOT, SEQ_LEN, tiny_config
-from tests.test_resume import last, signal_at
+from tests.test_resume import assert_same_run, last, signal_at
 from tst_lightning.callbacks import FlopsMeter
-from tst_lightning.callbacks.flops_meter import Totals
+from tst_lightning.callbacks.totals import Totals
+from tst_lightning.errors import ConfigError
+from tst_lightning.flops import closed_form_flops_per_row, convention
 
 ROWS, BAG = 4, 4  # of tests.conftest.tiny_config
-QUANTITIES = ("flops", "tokens", "positions", "seconds")
+QUANTITIES = ("flops", "tokens", "positions", "seconds", "hardware_flops")
 
 
 class Sleeper(Callback):
@@ -145,11 +148,69 @@ def test_totals_go_on_from_the_checkpoint(fit: Any, tmp_path: Path) -> None:
     assert_rates(rows[0], saved, 1)
 
 
+def test_hardware_flops_go_on_as_activations_are_kept_or_computed_again(fit: Any, tmp_path: Path) -> None:
+    """Checkpointed in all of superposition and a step of recovery, then no more: the same run in every other number."""
+    assert fit("whole", data__num_workers=0)[0] == 0
+    code, said = fit("run", *signal_at(10), data__num_workers=0, model__activation_checkpointing="full")
+    assert code == 128 + signal.SIGTERM, said
+    phases = json.loads((tmp_path / "run" / "run.json").read_text())["phases"]
+    saved = saved_totals(last(tmp_path / "run"))
+    assert [saved[key] for key in ("flops", "hardware_flops")] == [
+        sum(steps * phase[f"{key}_per_step"] for steps, phase in zip((10, 1), phases, strict=True))
+        for key in ("flops", "hardware_flops")
+    ]
+    # A second forward of 2 layers, 32 wide, but for the last of their products (64 to 32); two FLOPs a multiply-add.
+    layer = 4 * 32 * 32 + 2 * 32 * 64
+    again = 2 * 2 * (SEQ_LEN * layer + 2 * 32 * SEQ_LEN**2)
+    assert saved["hardware_flops"] - saved["flops"] == 11 * ROWS * again
+    causal = ("--callbacks.flops_meter.init_args.attention", "causal")
+    code, said = fit("run", "--ckpt_path", "last", *causal, data__num_workers=0)
+    assert code == 2 and "the checkpoint's FLOPs count attention as full, FlopsMeter.attention is causal" in said
+    code, said = fit("run", "--ckpt_path", "last", data__num_workers=0)
+    assert code == 0, said
+    end = totals(logged(tmp_path / "run", version=1)[-1])
+    assert end["flops"] == saved["flops"] * 20 / 11
+    assert end["hardware_flops"] - saved["hardware_flops"] == end["flops"] - saved["flops"]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_one_switch_counts_causal_attention(fit: Any, tmp_path: Path) -> None:
+    causal = ("--callbacks.flops_meter.init_args.attention", "causal")
+    assert fit("run", *causal, trainer__max_steps=4, trainer__val_check_interval=4)[0] == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["flops_convention"] == convention("causal") != convention("full")
+    # 2 layers 32 wide: 12 FLOPs a pair of positions, of which the causal mask leaves 136 of 256.
+    full = closed_form_flops_per_row(LlamaConfig(**record["model"]["config"]), SEQ_LEN)
+    by_hand = 4 * ROWS * (full - 2 * 12 * 32 * (256 - 136))
+    assert record["flops"] == totals(logged(tmp_path / "run")[-1])["flops"] == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_rates_by_hand() -> None:
+    done = Totals(flops=600, tokens=80, positions=20, seconds=2.0, hardware_flops=800)
+    plain = {"positions_per_second": 10, "tokens_per_second": 40, "flops_per_second": 300, "step_seconds": 0.5}
+    assert done.rates(4, None) == plain
+    assert done.rates(4, 1000.0) == plain | {"mfu": 0.3, "hfu": 0.4}
+    done.hardware_flops = 600
+    assert done.rates(4, 1000.0) == plain | {"mfu": 0.3}
+
+
 def test_totals_add_and_subtract() -> None:
     a, b = Totals(flops=10, tokens=8, positions=2, seconds=0.5), Totals(flops=3, tokens=2, positions=1, seconds=0.25)
     assert a + b == Totals(flops=13, tokens=10, positions=3, seconds=0.75)
     assert a - b == Totals(flops=7, tokens=6, positions=1, seconds=0.25)
     assert a == Totals(10, 8, 2, 0.5)
+
+
+def test_state_from_before_hardware_flops_were_counted() -> None:
+    meter = FlopsMeter()
+    meter.load_state_dict(
+        {"phases": {"a": {"flops": 7, "tokens": 3, "positions": 2, "seconds": 0.5}}, "corpora": {"c": 3}}
+    )
+    assert meter.per_phase == {"a": Totals(7, 3, 2, 0.5, hardware_flops=7)}
+    with pytest.raises(ConfigError, match="count attention as full, FlopsMeter.attention is causal"):
+        FlopsMeter("causal").load_state_dict({"phases": {}, "corpora": {}})
+    with pytest.raises(ConfigError, match="count attention as causal, .* set it to causal, or start a new run"):
+        meter.load_state_dict(FlopsMeter("causal").state_dict())
 
 
 def test_state_goes_around() -> None:
@@ -176,7 +237,7 @@ def test_two_processes_do_twice_the_work_on_other_rows(fit: Any, tmp_path: Path,
     one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert [row["compute/step"] for row in one] == [row["compute/step"] for row in two]
     for alone, both in zip(one, two, strict=True):
-        for quantity in ("flops", "tokens", "positions"):
+        for quantity in ("flops", "hardware_flops", "tokens", "positions"):
             assert both[f"compute/{quantity}"] == 2 * alone[f"compute/{quantity}"], quantity
     ranks = [recorded(tmp_path / "two", rank) for rank in (0, 1)]
     assert ranks[0]["weights"] == ranks[1]["weights"]

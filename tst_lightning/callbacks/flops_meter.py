@@ -3,14 +3,15 @@
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from tst_lightning.callbacks.tensorboard_charts import add_axes, write_layout
+from tst_lightning.callbacks.totals import Totals
 from tst_lightning.errors import ConfigError
 from tst_lightning.flops import (
     AttentionConvention,
@@ -20,55 +21,14 @@ from tst_lightning.flops import (
 )
 
 
-@dataclass
-class Totals:
-    """What a stretch of training took, over all ranks.
-
-    Attributes:
-        flops: of the model, what it takes to compute its loss and gradients once.
-        tokens: read.
-        positions: of the transformer, computed.
-        seconds: wall time of training, and of its wait for data.
-        hardware_flops: that were really done: those of the model, and what checkpointed layers computed again.
-    """
-
-    flops: int = 0
-    tokens: int = 0
-    positions: int = 0
-    seconds: float = 0.0
-    hardware_flops: int = 0
-
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
-
-    def __sub__(self, other: "Totals") -> "Totals":
-        return Totals(*(a - b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
-
-
-def utilisation(done: Totals, peak: float | None) -> dict[str, float]:
-    """Model-FLOPs utilisation, and hardware-FLOPs utilisation where more was done than the model's work.
-
-    Args:
-        done: a stretch of training.
-        peak: FLOP/s of all devices together; None where it is not known, and so are these.
-    """
-    if peak is None:
-        return {}
-    mfu = {"throughput/mfu": done.flops / done.seconds / peak}
-    if done.hardware_flops == done.flops:
-        return mfu
-    return mfu | {"throughput/hfu": done.hardware_flops / done.seconds / peak}
-
-
 class FlopsMeter(Callback):
     """Accumulates FLOPs, tokens, positions and seconds per phase, logs them, and keeps them in the checkpoint.
 
     FLOPs are counted once per phase by running its own loss on a meta copy of the model (see
     :mod:`tst_lightning.flops` for the convention). Seconds are those of training and its wait for data; validation
     and the writing of checkpoints, up to the next batch, are left out. Logged every
-    ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; validation
-    metrics also go to TensorBoard on a compute axis (``val_by_gflop/``, whose step is 10^9 FLOPs), where runs line up
-    at equal compute.
+    ``trainer.log_every_n_steps`` steps and at every validation under ``compute/`` and ``throughput/``; losses also go to
+    TensorBoard over compute and over data (see :mod:`tst_lightning.callbacks.tensorboard_charts`).
 
     Args:
         attention: whether attention is counted over all pairs of positions (``full``, the custom of published figures)
@@ -124,9 +84,10 @@ class FlopsMeter(Callback):
     # -- counting -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Counts what a row of each phase costs."""
+        """Counts what a row of each phase costs, and gives TensorBoard its axes of compute and data."""
         if stage != "fit":
             return
+        add_axes(trainer, lambda: self.total)
         config, seq_len = pl_module.config, trainer.datamodule.seq_len  # type: ignore[attr-defined]
         expected = closed_form_flops_per_row(config, seq_len, self.attention)
         for name, phase, _, _ in pl_module.schedule:
@@ -147,6 +108,7 @@ class FlopsMeter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Starts the clock."""
+        write_layout(trainer)
         self._logged = self.total
         self._mark = time.perf_counter()
 
@@ -192,17 +154,12 @@ class FlopsMeter(Callback):
     # -- logging ------------------------------------------------------------------------------------------------
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Logs the totals beside the validation metrics, and these on the compute axis."""
+        """Logs the totals beside the validation metrics."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._paused = True
         self._log(trainer, pl_module, {})
-        gflop = self.total.flops // 10**9
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                for key, value in trainer.callback_metrics.items():
-                    if key.startswith("val/"):
-                        logger.experiment.add_scalar(f"val_by_gflop/{key[4:]}", value, gflop)
             # A killed run must not lose log rows that lie before the checkpoint it goes on from.
             logger.save()
 
@@ -217,14 +174,9 @@ class FlopsMeter(Callback):
 
     def _throughput(self, trainer: Trainer) -> dict[str, float]:
         since, self._logged = self.total - self._logged, self.total
-        rates = {
-            "throughput/positions_per_second": since.positions / since.seconds,
-            "throughput/tokens_per_second": since.tokens / since.seconds,
-            "throughput/flops_per_second": since.flops / since.seconds,
-            "throughput/step_seconds": since.seconds / trainer.log_every_n_steps,  # type: ignore[attr-defined]
-        }
         peak = None if self._peak is None else self._peak * trainer.world_size
-        return rates | utilisation(since, peak) | self._memory(trainer)
+        rates = since.rates(trainer.log_every_n_steps, peak)  # type: ignore[attr-defined]
+        return {f"throughput/{key}": value for key, value in rates.items()} | self._memory(trainer)
 
     def _memory(self, trainer: Trainer) -> dict[str, float]:
         if trainer.strategy.root_device.type == "cuda":

@@ -1,6 +1,5 @@
 """FLOPs of one row: counted from the graph that is trained, and by the closed form that the count is checked with."""
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from tst_lightning.modeling import (
     CausalLM,
     active_numbers,
     all_alike,
-    build_causal_lm,
+    build_on_meta,
     checkpoint_activations,
     decoder_layers,
     experts_a_position,
@@ -69,10 +68,8 @@ def count_row(
     Raises:
         ConfigError: the model can't be built, or its activations not checkpointed.
     """
-    with torch.device("meta"):
-        # Windows are counted as full attention; transformers' masks can't be built on this device.
-        model = build_causal_lm(copy.deepcopy(config), attention=NAME, experts="batched_mm")
-        tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64)
+    model = build_on_meta(config, attention=NAME)  # windows are counted as attention to all earlier positions
+    tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64, device="meta")
     if activation_checkpointing == "full":
         checkpoint_activations(model.lm)
     layers = decoder_layers(model.lm)
@@ -110,8 +107,7 @@ def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int, attention:
     Returns:
         FLOPs of forward and backward for one row of L positions.
     """
-    with torch.device("meta"):
-        lm = build_causal_lm(copy.deepcopy(config)).lm
+    lm = build_on_meta(config).lm
     stacked = 3 if experts_a_position(config) else 2
     products = sum(
         active_numbers(layer, weight, config)

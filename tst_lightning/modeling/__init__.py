@@ -1,6 +1,12 @@
 """The one place that knows Hugging Face models: embeddings in, hidden states out, LM-head weight."""
 
-from tst_lightning.modeling.causal_lm import CausalLM, build_causal_lm, check_trainable
+from tst_lightning.modeling.causal_lm import (
+    CausalLM,
+    build_causal_lm,
+    build_on_meta,
+    check_trainable,
+    experts_a_position,
+)
 from tst_lightning.modeling.layers import (
     ActivationCheckpointing,
     all_alike,
@@ -8,7 +14,7 @@ from tst_lightning.modeling.layers import (
     compile_layers,
     decoder_layers,
 )
-from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters, experts_a_position
+from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [
     "ActivationCheckpointing",
@@ -17,6 +23,7 @@ __all__ = [
     "active_numbers",
     "all_alike",
     "build_causal_lm",
+    "build_on_meta",
     "check_trainable",
     "checkpoint_activations",
     "compile_layers",

@@ -4,6 +4,7 @@ Nothing of the model is replaced: the parameters are those of ``AutoModelForCaus
 count, which is what keeps the export an ordinary model.
 """
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tst_lightning.bags import mean_embedding
 from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum
-from tst_lightning.modeling.attention import attention_for
+from tst_lightning.modeling.attention import NAME, attention_for
 
 if TYPE_CHECKING:
     from tst_lightning.phases import PhaseStrategy
@@ -158,3 +159,27 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, expe
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ConfigError(f"{type(lm).__name__} has a bias on its LM head, which the losses do not reproduce")
     return CausalLM(lm.train())
+
+
+def experts_a_position(config: PreTrainedConfig) -> int | None:
+    """How many experts of a layer a position is sent to; None where there are none."""
+    return getattr(config, "num_experts_per_tok", None)
+
+
+def build_on_meta(config: PreTrainedConfig, attention: str = NAME) -> CausalLM:
+    """The model of a config on the meta device: shapes to look at or to run, and nothing allocated.
+
+    Of experts it multiplies those that a position is sent to, as a trained model's do. The other implementations can't run
+    there, or not in float32. This one holds a copy of an expert's weights for each position: what it saves for the
+    backward is not what training saves.
+
+    Args:
+        config: as for :func:`build_causal_lm`; left as it is.
+        attention: as there; transformers' masks can't be built on this device.
+
+    Raises:
+        ConfigError: as :func:`build_causal_lm`.
+    """
+    with torch.device("meta"):
+        experts = "batched_mm" if experts_a_position(config) else None
+        return build_causal_lm(copy.deepcopy(config), attention, experts)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling.attention import NAME
-from tst_lightning.modeling.causal_lm import CausalLM, build_causal_lm, check_sizes
+from tst_lightning.modeling.causal_lm import CausalLM, build_on_meta, check_sizes, experts_a_position
 
 
 class Parameters(NamedTuple):
@@ -46,14 +45,9 @@ def count_parameters(config: PreTrainedConfig) -> Parameters:
     one.num_hidden_layers, two.num_hidden_layers = 1, 2
     first, second = _count(_tried(one)), _count(_tried(two))
     if experts_a_position(config):
-        return _count(_on_meta(config))
+        return _count(build_on_meta(config))
     more = layers - 1
     return Parameters(*(a + more * (b - a) for a, b in zip(first, second, strict=True)))
-
-
-def experts_a_position(config: PreTrainedConfig) -> int | None:
-    """How many experts of a layer a position is sent to; None where there are none."""
-    return getattr(config, "num_experts_per_tok", None)
 
 
 def active_numbers(layer: nn.Module, weight: Tensor, config: PreTrainedConfig) -> int:
@@ -70,13 +64,8 @@ def active_numbers(layer: nn.Module, weight: Tensor, config: PreTrainedConfig) -
     return weight.numel() // len(weight) * chosen
 
 
-def _on_meta(config: PreTrainedConfig) -> CausalLM:
-    with torch.device("meta"):
-        return build_causal_lm(copy.deepcopy(config), attention=NAME, experts="batched_mm")
-
-
 def _tried(config: PreTrainedConfig) -> CausalLM:
-    model = _on_meta(config)
+    model = build_on_meta(config)
     try:
         model.body(model.embed(torch.zeros(1, 2, dtype=torch.int64, device="meta")))
     except Exception as error:  # all of it is transformers' and torch's code, on the user's values
