@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -78,6 +79,8 @@ class RunRecord(Callback):
                 "name": name,
                 "class": f"{type(phase).__module__}.{type(phase).__qualname__}",
                 "bag_size": phase.bag_size,
+                # What else it was built with (share, objective, weighting): runs that differ there are two experiments.
+                "settings": {key: value for key, value in vars(phase).items() if not key.startswith("_")},
                 "first_step": first,
                 "steps": steps,
                 "tokens": steps * rows * data.seq_len * phase.bag_size,
@@ -123,6 +126,8 @@ class RunRecord(Callback):
             "tokens_cut": budget.cut,
             "passes": max(mine.passes for mine in budget.corpora.values()),
             "device": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+            "device_name": _device_name(trainer.strategy.root_device),
+            "compiled_layers": pl_module.compile_layers,
             "precision": str(trainer.precision),
             "versions": {
                 name: version(name) for name in ("tst-lightning", "torch", "lightning", "litdata", "transformers")
@@ -196,3 +201,10 @@ class RunRecord(Callback):
             if isinstance(logger, TensorBoardLogger):
                 # The tab shows a tag's last value; Lightning writes these at step 0, each over the one before.
                 logger.log_hyperparams(shown, {"hparams/val_loss": float(trainer.callback_metrics["val/loss"])})
+
+
+def _device_name(device: torch.device) -> str:
+    """What seconds depend on: the GPU's product name, or the CPU's architecture and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
