@@ -13,7 +13,6 @@ TST=${TST:-.venv/bin/tst}
 DEVICES=${DEVICES:-cpu:2}
 STEPS=${STEPS:-2000}
 LENGTHS=$((STEPS / 2)),$STEPS,$((STEPS * 8 / 5))
-RESULT=${RESULT:-benchmarks/results/equal_compute.json}
 
 $TST prepare --python_source packages --max_bytes 40000000 --vocab_size 1024 --out data/quickstart
 for arm in baseline tst; do
@@ -25,7 +24,7 @@ for arm in baseline tst; do
     --devices "$DEVICES" --out "$OUT/$arm"
 done
 
-runs() { for seed in 1 2 3; do echo "$OUT/$1/max_steps$2-seed_everything$seed"; done; }
+runs() { for seed in 1 2 3; do echo "$OUT/$1/max_steps$2-seed$seed"; done; }
 long=$((STEPS * 8 / 5))
 # shellcheck disable=SC2046
 {
