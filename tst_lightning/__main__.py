@@ -15,7 +15,7 @@ COMMANDS = {
     "fit": ("tst_lightning.commands.fit", "train: superposition, then recovery, or any other phases"),
     "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
     "test": ("tst_lightning.commands.fit", "the same score under the test/ tags (there is no third split)"),
-    "compare": ("tst_lightning.commands.compare", "compare finished runs at equal FLOPs, equal loss and equal data"),
+    "compare": ("tst_lightning.commands.compare", "compare runs over seeds at equal FLOPs, loss, data and time"),
 }
 
 
