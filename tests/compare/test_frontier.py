@@ -87,13 +87,15 @@ def test_the_reference_is_asked_of_the_others_lengths_too():
 
 
 def test_swapping_the_experiments_turns_the_speedup_over():
-    runs = [*baseline(), tst(150, 3.8), tst(500, 2.6)]
+    # Both ways over pairs of seeds, so that the logarithm's sign is tried too.
+    runs = [*baseline(), *baseline(2, 0.1), *(tst(*end, seed) for end in ((150, 3.8), (500, 2.6)) for seed in (1, 2))]
     there = equal_loss_completed(arms_of(runs))["speedups"]
     back = equal_loss_completed(arms_of(runs[::-1]))["speedups"]
     assert {row["arm"]: row["speedup"]["mean"] for row in there if row["speedup"]} == {
         row["arm"]: pytest.approx(1 / row["speedup"]["mean"]) for row in back if row["speedup"]
     }
-    assert sum(row["speedup"] is not None for row in there) >= 3
+    methods = {(row["arm"].split("-")[0], row["speedup"]["method"]) for row in there if row["speedup"]}
+    assert methods == {("tst", PAIRED), ("baseline", PAIRED)}
 
 
 def test_unfinished_runs_are_no_end_points():

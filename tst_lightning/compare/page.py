@@ -107,6 +107,7 @@ def render_page(
         '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in comparison["notes"]) + "</ul>",
         "<h2>Every run</h2>",
         tables.runs(runs),
+        f'<p class="soft">Single runs against {escape(comparison["reference"])}; what they are worth, the arms say.</p>',
         tables.by_run(comparison),
         "<h2>Where the arms' settings differ</h2>",
         tables.differences(arms),
