@@ -27,8 +27,7 @@ def test_names_that_are_apart_stay_where_they_are(places):
     assert apart(kept, 0.085, 0.0, 1.0) == pytest.approx(kept)
 
 
-@pytest.mark.parametrize("count", [1, 2, MOST_NAMES, 2 * MOST_NAMES])
-@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize(("count", "spread"), [(2, 0.0), (MOST_NAMES, 0.0), (2 * MOST_NAMES, 1.0)])
 def test_no_two_names_overlap_and_none_leaves_the_picture(count, spread):
     assert len(NAME) == NAME_LENGTH
     with drawing(5.2, dark=False) as made:

@@ -5,12 +5,15 @@ import re
 import pytest
 
 from tests.compare.run_folders import TST_PHASES, write_run
-from tst_lightning.compare import compare_runs
+from tst_lightning.compare.arms import arms_of
+from tst_lightning.compare.report import judge
+from tst_lightning.compare.runs import read_runs
 from tst_lightning.compare.terminal import table_text
 
 
-def told(tmp_path, *paths):
-    text = table_text(compare_runs(list(paths), str(tmp_path / "out")))
+def told(*paths):
+    runs = read_runs(paths)
+    text = table_text(judge(runs, arms_of(runs)))
     assert max(map(len, text.splitlines())) <= 100
     return text
 
@@ -20,7 +23,7 @@ def test_two_runs(tmp_path):
     tst = write_run(
         tmp_path / "tst", [(0, 9.0), (20, 6.0), (50, 3.5), (100, 2.5)], bag_steps=20, phases=TST_PHASES, optimizer="x"
     )
-    text = told(tmp_path, baseline, tst)
+    text = told(baseline, tst)
     assert text.startswith("run ")
     assert re.search(r"^baseline +3\.0000 +1\.5000 +1\.00 kFLOP +10\.0k +50\.0 +100 +1 +finished$", text, re.M)
     assert "equal FLOPs (1.00 kFLOP): baseline 3.0000, tst 2.5000 (-0.5000)" in text
@@ -35,7 +38,7 @@ def test_several_seeds_have_a_table_of_arms(tmp_path):
         for name, end in (("baseline", 3.0), ("tst", 3.5))
         for seed, shift in ((1, 0.0), (2, 0.1), (3, 0.2))
     ]
-    text = told(tmp_path, *paths)
+    text = told(*paths)
     assert text.startswith("arm ")
     assert re.search(r"^baseline +3 +3\.1000 ± 0\.1000$", text, re.M)
     assert re.search(r"^tst +3 +3\.6000 ± 0\.1000 +\+0\.5000 \[\+0\.5000, \+0\.5000\] +paired by seed$", text, re.M)
@@ -50,7 +53,7 @@ def test_completed_runs_of_several_lengths(tmp_path):
         changes = {"max_steps": steps, "step": steps, "phases": phases} | more
         return write_run(tmp_path / f"{name}-{steps}", [(5, 9.0), (steps, end)], **changes)
 
-    text = told(tmp_path, path("base", 50, 4.0), path("base", 100, 3.0), path("tst", 50, 3.5, optimizer="Muon"))
+    text = told(path("base", 50, 4.0), path("base", 100, 3.0), path("tst", 50, 3.5, optimizer="Muon"))
     assert "equal loss, completed runs (tst-50's 3.5000): tst-50 1.41x" in text
 
 
@@ -61,5 +64,5 @@ def test_it_fits_with_long_names_and_great_numbers(tmp_path, seeds):
         for letter in "abc"
         for seed in range(1, seeds + 1)
     ]
-    text = told(tmp_path, *paths)
+    text = told(*paths)
     assert "1.00 ZFLOP" not in text and "10.0 ZFLOP" in text

@@ -1,14 +1,14 @@
 """What `tst compare` hands over: the comparison as data, and its files in one folder."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from tst_lightning.compare import referee
 from tst_lightning.compare.across_seeds import arm_entries
-from tst_lightning.compare.arms import arms_of
+from tst_lightning.compare.arms import Arm, arms_of
 from tst_lightning.compare.frontier import equal_loss_completed
 from tst_lightning.compare.loss_chart import draw_losses
 from tst_lightning.compare.notes import notes
@@ -49,24 +49,8 @@ def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder")
     arms = arms_of(runs)
-    same_time = referee.why_no_equal_time(runs) is None
-    budgets = {
-        "equal_flops": referee.equal_budget(runs, "flops"),
-        "equal_data": referee.equal_budget(runs, "tokens"),
-        "equal_time": referee.equal_budget(runs, "seconds") if same_time else None,
-    }
-    comparison = {
-        "format": 1,
-        "reference": runs[0].name,
-        "flops_convention": runs[0].record["flops_convention"],
-        "interpolation": referee.INTERPOLATION,
-        "arms": arm_entries(arms, {key: found and found["losses"] for key, found in budgets.items()}),
-        "runs": [_entry(run) for run in runs],
-        **budgets,
-        "equal_loss": referee.equal_loss(runs),
-        "equal_loss_completed": equal_loss_completed(arms),
-        "notes": notes(runs, arms),
-    }
+    comparison = judge(runs, arms)
+    same_time = comparison["equal_time"] is not None
     charts = [
         (draw_losses(arms, same_time, dark), draw_speedups(arms, comparison["equal_loss_completed"], dark))
         for dark in (False, True)
@@ -80,6 +64,36 @@ def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
     }
     _write_all(Path(out), files)
     return comparison
+
+
+def judge(runs: Sequence[Run], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Answers every question, of runs and of arms.
+
+    Args:
+        runs: two or more that can be compared, the reference first.
+        arms: the same runs, by experiment.
+
+    Returns:
+        What comparison.json holds; see :func:`compare_runs`.
+    """
+    same_time = referee.why_no_equal_time(runs) is None
+    budgets = {
+        "equal_flops": referee.equal_budget(runs, "flops"),
+        "equal_data": referee.equal_budget(runs, "tokens"),
+        "equal_time": referee.equal_budget(runs, "seconds") if same_time else None,
+    }
+    return {
+        "format": 1,
+        "reference": runs[0].name,
+        "flops_convention": runs[0].record["flops_convention"],
+        "interpolation": referee.INTERPOLATION,
+        "arms": arm_entries(arms, {key: found and found["losses"] for key, found in budgets.items()}),
+        "runs": [_entry(run) for run in runs],
+        **budgets,
+        "equal_loss": referee.equal_loss(runs),
+        "equal_loss_completed": equal_loss_completed(arms),
+        "notes": notes(runs, arms),
+    }
 
 
 def _entry(run: Run) -> dict[str, Any]:
