@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import SEQ_LEN, tiny_config
 from tst_lightning.__main__ import main
+from tst_lightning.compare.arms import arms_of
+from tst_lightning.compare.runs import read_runs
 from tst_lightning.flops import closed_form_flops_per_row
 
 ROWS = 4
@@ -175,6 +177,9 @@ def test_switch_happens_at_its_step(fit: Any, tmp_path: Path, accumulate: int) -
     assert phases == {"superposition": [0, 1, 2], "recovery": [3, 4, 5, 6]}
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [phase["steps"] for phase in record["phases"]] == [3, 4]
+    settings = {"share": 0.5, "weighting": "uniform", "objective": "multi_hot"}
+    assert [phase["settings"] for phase in record["phases"]] == [settings, {"share": None}]
+    assert record["device_name"] and record["compiled_layers"] is False
     last = [row for row in logged if row.get("compute/tokens")][-1]
     assert float(last["compute/tokens"]) == (3 * 4 + 4) * accumulate * ROWS * SEQ_LEN
 
@@ -189,3 +194,13 @@ def test_a_run_that_reads_its_data_twice_says_so(fit: Any, tmp_path: Path) -> No
     code, said = fit("once")
     assert code == 0 and json.loads((tmp_path / "once" / "run.json").read_text())["passes"] < 1
     assert note not in said
+
+
+def test_two_seeds_are_one_arm_to_the_referee(fit: Any, tmp_path: Path) -> None:
+    """Whatever a run records of itself is either of the experiment or known not to be."""
+    for seed in (1, 2):
+        code, said = fit(f"tst-seed{seed}", seed_everything=seed, data__seed=seed, trainer__max_steps=5)
+        assert code == 0, said
+    first, second = read_runs([str(tmp_path / "tst-seed1"), str(tmp_path / "tst-seed2")])
+    (arm,) = arms_of([first, second])
+    assert (arm.name, arm.seeds) == ("tst", [1, 2])

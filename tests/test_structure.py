@@ -17,6 +17,7 @@ KEPT_IN = {
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
     "matplotlib": {"compare", "plan", "sweep"},
     "optuna": {"sweep"},
+    "scipy": {"compare"},
     "pyarrow": {"corpus"},
     "boto3": {"data"},
     "tokenizers": {"shards"},

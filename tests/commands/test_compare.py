@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tst_lightning
 from tests.compare.run_folders import RECORD, write_run
 from tst_lightning.__main__ import main
 
@@ -38,7 +39,7 @@ def test_compares_and_prints_table_and_paths(tmp_path, baseline, capsys):
     text = capsys.readouterr().out
     for words in ("baseline", "equal FLOPs (1.00 kFLOP)", "equal loss", "equal data", "notes:", "proves nothing"):
         assert words in text
-    for file in ("report.html", "loss_vs_compute.png", "comparison.json"):
+    for file in ("report.html", "loss_vs_compute.png", "speedup_vs_loss.png", "comparison.json"):
         assert os.path.join(out, file) in text
         assert (tmp_path / "out" / file).stat().st_size > 500
 
@@ -47,10 +48,43 @@ def test_help_loads_no_heavy_library():
     code = (
         "import sys; from tst_lightning.__main__ import main\n"
         "try: main(['compare', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "assert not {'matplotlib', 'lightning', 'torch'} & set(sys.modules)\n"
+        "assert not {'matplotlib', 'scipy', 'lightning', 'torch', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--out" in done.stdout and "reference" in done.stdout
+
+
+def test_folders_copied_to_a_machine_without_torch(tmp_path):
+    """The originals are gone, and the configurations name their folders still."""
+    originals, copies = tmp_path / "cluster", tmp_path / "laptop"
+    for name, end in (("baseline", 3.0), ("tst", 2.5)):
+        for seed in (1, 2):
+            folder = originals / f"{name}-seed{seed}"
+            write_run(folder, [(10, 8.0), (100, end + seed / 10)], seed=seed, optimizer=name)
+            (folder / "config.yaml").write_text(f"run_dir: {folder}\ndata: {{shards: {originals}/shards}}\n")
+    names = ["baseline-seed1", "baseline-seed2", "tst-seed1", "tst-seed2"]
+    assert main(["compare", *(str(originals / name) for name in names), "--out", str(tmp_path / "there")]) == 0
+    originals.rename(copies)
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'lightning', 'lightning_fabric', 'transformers', 'litdata'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from tst_lightning.__main__ import main\n"
+        f"sys.exit(main(['compare', *{names}, '--out', 'here']))\n"
+    )
+    package = Path(tst_lightning.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(package)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=copies, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    here = json.loads((copies / "here" / "comparison.json").read_text())
+    there = json.loads((tmp_path / "there" / "comparison.json").read_text())
+    assert [run.pop("path") for run in here["runs"]] == names
+    assert all(run.pop("path") for run in there["runs"])
+    assert here == there
+    assert f"run_dir: {originals}/tst-seed2" in (copies / "here" / "report.html").read_text()
 
 
 def test_arguments(refused, baseline, capsys):

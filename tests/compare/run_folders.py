@@ -1,10 +1,12 @@
-"""Run folders for the tests of compare, in the trainer's format, with Lightning's own CSVLogger."""
+"""Runs for the tests of compare: folders in the trainer's format, with Lightning's own CSVLogger, and runs in memory."""
 
 import copy
 import json
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
+
+from tst_lightning.compare.runs import Point, Run
 
 RECORD = {
     "format": 1,
@@ -71,3 +73,10 @@ def write_run(folder, curve=((50, 4.0), (100, 3.0)), bag_steps=0, flops_per_step
     if curve:
         write_version(folder, curve, bag_steps, flops_per_step)
     return str(folder)
+
+
+def run(name, curve, tokens_per_flop=10.0, **changes):
+    """A run in memory: (FLOPs, loss) of its validations, a step a FLOP, a second for 100."""
+    points = [Point(int(f), loss, float(f), f * tokens_per_flop, 0, f / 100) for f, loss in curve]
+    step = points[-1].step
+    return Run(name, name, record(**({"name": name, "step": step, "max_steps": step} | changes)), tuple(points))

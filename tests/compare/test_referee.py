@@ -1,4 +1,4 @@
-"""The three comparisons, on curves computed by hand and on invariants."""
+"""The answers for runs, on curves computed by hand and on invariants."""
 
 from dataclasses import replace
 
@@ -6,16 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.compare.run_folders import TST_PHASES, record
-from tst_lightning.compare.referee import equal_budget, equal_loss, flops_to_reach, loss_at, notes
-from tst_lightning.compare.runs import Point, Run
-
-
-def run(name, curve, tokens_per_flop=10.0, **changes):
-    points = [Point(int(f), loss, float(f), f * tokens_per_flop, 0, 0) for f, loss in curve]
-    step = points[-1].step
-    return Run(name, name, record(**({"name": name, "step": step, "max_steps": step} | changes)), tuple(points))
-
+from tests.compare.run_folders import run
+from tst_lightning.compare.referee import (
+    BEFORE_FIRST,
+    NOT_REACHED,
+    equal_budget,
+    equal_loss,
+    flops_to_reach,
+    loss_at,
+    why_no_equal_time,
+    why_unread,
+)
 
 BASELINE = run("baseline", [(100, 5.0), (200, 4.0), (400, 3.0)])
 # Reads twice the data and ends lower.
@@ -38,10 +39,20 @@ def test_a_run_that_ends_within_half_a_percent_counts_with_its_final_loss():
 def test_flops_to_reach():
     assert flops_to_reach(BASELINE, 4.5) == 150
     assert flops_to_reach(BASELINE, 4.0) == 200
-    assert flops_to_reach(BASELINE, 5.5) == 100  # there at its first validation
+    assert flops_to_reach(BASELINE, 5.0) == 100
     assert flops_to_reach(BASELINE, 2.9) is None
+    assert why_unread(BASELINE, 2.9) == NOT_REACHED and why_unread(BASELINE, 4.5) is None
     spiked = run("spiked", [(100, 4.0), (200, 5.0), (300, 3.0)])
     assert flops_to_reach(spiked, 3.5) == 275
+
+
+def test_a_loss_met_before_the_first_validation_has_no_flops():
+    """Where it was met isn't known; the first validation's FLOPs would be a guess in the run's disfavour."""
+    assert flops_to_reach(BASELINE, 5.5) is None
+    assert why_unread(BASELINE, 5.5) == BEFORE_FIRST
+    late = run("late", [(300, 2.8), (400, 2.5)])
+    assert equal_loss([BASELINE, late])["runs"]["late"] == {"flops": None, "speedup": None, "reason": BEFORE_FIRST}
+    assert equal_loss([late, BASELINE])["runs"]["baseline"]["reason"] == NOT_REACHED
 
 
 def test_equal_flops():
@@ -67,6 +78,37 @@ def test_equal_data():
     }
 
 
+def test_equal_time():
+    slow = replace(TST, curve=tuple(replace(point, seconds=2 * point.seconds) for point in TST.curve))
+    assert equal_budget([BASELINE, slow], "seconds") == {
+        "seconds": 4.0,
+        "losses": {"baseline": 3.0, "tst": 4.0},
+        "difference": 1.0,
+        "differences": {"tst": 1.0},
+    }
+
+
+def test_a_resumed_runs_seconds_may_step_back():
+    """It repeats steps, and faster, so that a validation of the first start may bear more seconds than a later one."""
+    seconds = (1.0, 2.5, 2.2, 4.0)
+    run = replace(TST, curve=tuple(replace(p, seconds=s) for p, s in zip(TST.curve, seconds, strict=True)))
+    assert loss_at(run, 3.25, "seconds") == 3.0
+    assert loss_at(run, 1.75, "seconds") == 5.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": "2 x cpu"}, 'device or number of processes (device) differ: "cpu", "2 x cpu"'),
+        ({"device_name": "H100"}, 'device (device_name) differ: null, "H100"'),
+        ({"precision": "bf16-mixed"}, 'precision (precision) differ: null, "bf16-mixed"'),
+        ({"seed": 7, "optimizer": "SGD"}, None),
+    ],
+)
+def test_seconds_are_compared_on_one_device_only(changes, reason):
+    assert why_no_equal_time([BASELINE, BASELINE, replace(TST, record=TST.record | changes)]) == reason
+
+
 def test_a_curve_that_begins_after_the_budget_has_no_loss_there():
     late = run("late", [(500, 3.0), (600, 2.0)])
     found = equal_budget([BASELINE, late], "flops")
@@ -79,21 +121,22 @@ def test_equal_loss_both_ways():
     assert equal_loss([BASELINE, TST]) == {
         "loss": 3.0,
         "speedup": 400 / 350,
-        "runs": {"tst": {"flops": 350.0, "speedup": 400 / 350}},
-        "reverse": {"tst": {"loss": 2.5, "reference_flops": None, "speedup": None}},
+        "runs": {"tst": {"flops": 350.0, "speedup": 400 / 350, "reason": None}},
+        "reverse": {"tst": {"loss": 2.5, "reference_flops": None, "speedup": None, "reason": NOT_REACHED}},
     }
     assert equal_loss([TST, BASELINE]) == {
         "loss": 2.5,
         "speedup": None,
-        "runs": {"baseline": {"flops": None, "speedup": None}},
-        "reverse": {"baseline": {"loss": 3.0, "reference_flops": 350.0, "speedup": 350 / 400}},
+        "runs": {"baseline": {"flops": None, "speedup": None, "reason": NOT_REACHED}},
+        "reverse": {"baseline": {"loss": 3.0, "reference_flops": 350.0, "speedup": 350 / 400, "reason": None}},
     }
 
 
 def test_a_reference_run_on_to_the_others_loss_gives_the_papers_speedup():
     long = run("long", [(400, 3.4), (720, 2.5)])
     assert equal_loss([long, TST])["speedup"] == 1.8
-    assert equal_loss([long, TST])["reverse"]["tst"] == {"loss": 2.5, "reference_flops": 720, "speedup": 1.8}
+    reverse = equal_loss([long, TST])["reverse"]["tst"]
+    assert reverse == {"loss": 2.5, "reference_flops": 720, "speedup": 1.8, "reason": None}
 
 
 CURVES = st.lists(st.floats(0.5, 12), min_size=1, max_size=12).map(
@@ -104,10 +147,12 @@ CURVES = st.lists(st.floats(0.5, 12), min_size=1, max_size=12).map(
 @given(CURVES)
 def test_a_run_and_its_copy_are_even(one):
     copy = replace(one, name="copy")
-    for axis in ("flops", "tokens"):
+    for axis in ("flops", "tokens", "seconds"):
         assert equal_budget([one, copy], axis)["difference"] == 0
     found = equal_loss([one, copy])
-    assert found["speedup"] == found["reverse"]["copy"]["speedup"] == 1
+    # A curve that ends above its beginning met its final loss before it was first looked at.
+    known = 1 if one.final.loss <= one.curve[0].loss else None
+    assert found["speedup"] == found["reverse"]["copy"]["speedup"] == known
 
 
 def scaled(one, factor):
@@ -134,61 +179,3 @@ def test_swapping_the_runs_turns_the_difference_round(one, other):
     other = replace(other, name="other")
     there, back = (equal_budget(pair, "flops")["difference"] for pair in ([one, other], [other, one]))
     assert there == -back
-
-
-def noted(*runs):
-    return "\n".join(notes(runs))
-
-
-def test_notes_of_a_plain_pair():
-    found = noted(BASELINE, BASELINE)
-    assert "One seed per arm proves nothing" in found
-    assert "conservative" in found
-    assert not any(
-        word in found for word in ("UNFINISHED", "Beyond", "Seeds differ", "Batches", "Devices", "times over")
-    )
-
-
-def test_notes_name_what_weakens_the_comparison():
-    odd = run(
-        "odd",
-        [(100, 5.0), (800, 2.0)],
-        status="stopped",
-        step=900,
-        max_steps=1000,
-        seed=0,
-        batch={"rows": 16},
-        device="cuda",
-        tokens_available=4000,
-    )
-    found = noted(BASELINE, odd)
-    assert "UNFINISHED: 'odd' is stopped at step 900 of 1000; its last validation (step 800)" in found
-    assert "Beyond 400 FLOP: 'odd'." in found
-    assert "Beyond 4.00k tokens: 'odd'." in found
-    assert "'odd' read its training data 2.0 times over." in found
-    assert "Batches differ" in found
-    assert "Devices differ" in found
-    assert "Seeds differ: 'baseline' 1, 'odd' 0." in found
-
-
-def test_note_of_a_final_loss_read_before_the_end():
-    assert "'short' was last validated at step 400 of 450" in noted(
-        BASELINE, replace(run("short", [(400, 3)], step=450))
-    )
-
-
-def test_note_of_equal_data_before_the_switch():
-    phases = [dict(TST_PHASES[0], steps=300), dict(TST_PHASES[1], first_step=300, steps=100)]
-    assert "'tst' had done no step of its last phase at 4.00k tokens" in noted(
-        BASELINE, replace(TST, record=record(name="tst", phases=phases, step=400))
-    )
-
-
-def test_several_seeds_of_every_arm_silence_the_note_on_seeds():
-    arms = [
-        run(f"{name}{seed}", [(400, 3.0)], seed=seed, learning_rate=rate)
-        for name, rate in (("a", 1), ("b", 2))
-        for seed in (0, 1)
-    ]
-    assert "proves nothing" not in noted(*arms)
-    assert "proves nothing" in noted(*arms[:3])

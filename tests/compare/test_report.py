@@ -1,4 +1,4 @@
-"""The files of a report: JSON keys, a real image, a page that fetches nothing, a table that fits, no half reports."""
+"""The files of a report: JSON keys, real images, a page that fetches nothing and tells all, no half reports."""
 
 import io
 import json
@@ -11,10 +11,9 @@ from PIL import Image
 
 from tests.compare.run_folders import TST_PHASES, write_run
 from tst_lightning.compare import compare_runs
-from tst_lightning.compare.report import table_text
 from tst_lightning.compare.units import difference_text, flops_text, tokens_text
 
-FILES = ["comparison.json", "loss_vs_compute.png", "report.html"]
+FILES = ["comparison.json", "loss_vs_compute.png", "report.html", "speedup_vs_loss.png"]
 HOSTILE = '<script src="x">$a_b$ & "tst"\nnext'
 
 
@@ -56,30 +55,34 @@ def compared(tmp_path_factory):
     return compare_runs([baseline, tst], str(out)), out
 
 
-def test_the_three_files_and_no_others(compared):
+def test_the_files_and_no_others(compared):
     assert sorted(os.listdir(compared[1])) == FILES
 
 
 def test_json_is_what_was_returned(compared):
     comparison, out = compared
     assert json.loads((out / FILES[0]).read_text()) == comparison
-    assert {"runs", "equal_flops", "equal_loss", "equal_data", "notes"} <= comparison.keys()
+    assert {"runs", "arms", "equal_flops", "equal_loss", "equal_data", "equal_time", "notes"} <= comparison.keys()
+    assert {"reference", "flops_convention", "interpolation", "equal_loss_completed"} <= comparison.keys()
     baseline, tst = comparison["runs"]
     assert (baseline["name"], baseline["final_val_loss"], baseline["flops"]) == ("baseline", 3.0, 1000)
     assert (tst["tokens"], tst["positions"], tst["seconds"], tst["parameters"]) == (16000, 10000, 50.0, 1_300_000)
-    assert tst["switch"] == [{"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 8000}]
+    assert tst["switch"] == [{"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 8000, "seconds": 10.0}]
     assert comparison["equal_flops"]["difference"] == -0.5
     assert comparison["equal_loss"]["speedup"] == 1000 / 750
     assert comparison["equal_loss"]["reverse"][HOSTILE]["speedup"] is None
 
 
-def test_the_chart_is_an_image_with_both_lines(compared):
-    image = Image.open(compared[1] / FILES[1])
+@pytest.mark.parametrize(
+    ("file", "lines"), [(FILES[1], {(0x55, 0x55, 0x55), (0xD5, 0x5E, 0x00)}), (FILES[3], {(0xD5, 0x5E, 0x00)})]
+)
+def test_a_chart_is_an_image_with_its_lines(compared, file, lines):
+    image = Image.open(compared[1] / file)
     image.load()
     assert image.format == "PNG"
     assert 1200 <= image.width <= 2400 and 500 <= image.height <= 1600
     colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    assert {(0xFF, 0xFF, 0xFF), (0x55, 0x55, 0x55), (0xD5, 0x5E, 0x00)} <= colours
+    assert {(0xFF, 0xFF, 0xFF), *lines} <= colours
 
 
 def test_the_page_fetches_nothing_and_escapes_names(compared):
@@ -88,7 +91,7 @@ def test_the_page_fetches_nothing_and_escapes_names(compared):
     assert not page.tags & {"script", "link", "iframe", "object", "base"}
     assert not re.search(r"https?:|url\(|@import", text)
     images = [value for key, value in page.attributes if key in ("src", "srcset", "href")]
-    assert len(images) == 2
+    assert len(images) == 4  # two charts, light and dark
     assert all(value.startswith("data:image/png;base64,") for value in images)
     assert HOSTILE in page.text
 
@@ -96,7 +99,9 @@ def test_the_page_fetches_nothing_and_escapes_names(compared):
 def test_the_page_tells_definitions_notes_and_differences(compared):
     comparison, out = compared
     text = Page((out / FILES[2]).read_text()).text
-    for words in ("Equal FLOPs", "Equal loss", "Equal data", "linear interpolation", *comparison["notes"]):
+    for words in ("Equal FLOPs", "Equal loss", "Equal data", "Equal time: loss at 50.0 s", *comparison["notes"]):
+        assert words in text
+    for words in ("linear interpolation", "its folder holds no config.yaml", "no experiment was run at two lengths"):
         assert words in text
     for words in (
         "learning_rate",
@@ -107,22 +112,64 @@ def test_the_page_tells_definitions_notes_and_differences(compared):
     assert "tokenizer_sha256" not in text  # what is the same in all runs is left out
 
 
-def test_the_table_fits_and_tells_all(compared):
-    text = table_text(compared[0])
-    assert max(map(len, text.splitlines())) <= 100
-    assert "speedup" not in text.splitlines()[0]
-    assert re.search(r"^baseline +3\.0000 +1\.5000 +1\.00 kFLOP +10\.0k +50\.0 +100 +1 +finished$", text, re.M)
-    assert "equal FLOPs (1.00 kFLOP): baseline 3.0000" in text
-    assert "1.33x (at 750 FLOP), reverse not" in text
-    assert "equal data (10.0k tokens): baseline 3.0000" in text
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    """Baselines of 50 and 100 steps and TST of 50, two seeds each; one folder has a configuration."""
+    folder = tmp_path_factory.mktemp("seeded")
+    paths = []
+    for seed, shift in ((1, 0.0), (2, 0.2)):
+        for name, steps, end, more in (
+            ("baseline", 50, 4.0, {}),
+            ("baseline", 100, 3.0, {}),
+            ("tst", 50, 3.5, {"optimizer": "Muon", "device_name": f"machine {seed}"}),
+        ):
+            phases = [dict(TST_PHASES[1], first_step=0, steps=steps, settings={"share": None})]
+            path = folder / f"{name}-{steps}-seed{seed}"
+            more = more | {"max_steps": steps, "step": steps, "seed": seed, "phases": phases}
+            paths.append(write_run(path, [(5, 8.0), (20, 6.0), (steps, end + shift)], **more))
+    (folder / "tst-50-seed2" / "config.yaml").write_text(f"note: {HOSTILE}\nrun_dir: /elsewhere/tst\n")
+    return compare_runs(paths, str(folder / "out")), folder / "out"
 
 
-def test_the_table_fits_with_long_names_and_great_numbers(tmp_path):
-    names = ["a" * 60, "b" * 60, "c" * 60]
-    paths = [write_run(tmp_path / name, flops_per_step=10**20, seed=123456) for name in names]
-    text = table_text(compare_runs(paths, str(tmp_path / "out")))
-    assert max(len(line) for line in text.splitlines() if line.strip()) <= 100
-    assert "1.00 ZFLOP" not in text and "10.0 ZFLOP" in text
+def test_a_report_over_seeds(seeded):
+    comparison, out = seeded
+    assert json.loads((out / FILES[0]).read_text()) == comparison
+    assert [arm["name"] for arm in comparison["arms"]] == ["baseline-50", "baseline-100", "tst-50"]
+    tst = comparison["arms"][2]
+    assert tst["runs"] == ["tst-50-seed1", "tst-50-seed2"] and tst["seeds"] == [1, 2]
+    assert tst["equal_flops"]["difference"]["mean"] == pytest.approx(-0.5)
+    assert comparison["equal_time"] is None  # the device of tst differs
+    (row,) = comparison["equal_loss_completed"]["speedups"]
+    # 3.5 lies half-way between the baselines' 4.0 at 500 FLOPs and 3.0 at 1,000.
+    assert row["speedup"]["mean"] == pytest.approx(2**0.5) and row["speedup"]["pairs"] == 2
+
+
+def test_the_page_over_seeds(seeded):
+    page = Page((seeded[1] / FILES[2]).read_text())
+    assert not page.tags & {"script", "link", "iframe", "object", "base"}
+    text = page.text
+    for words in (
+        "6 runs in 3 arms",
+        "tst-50 against",
+        "3.6000 ± 0.1414",
+        "2 pairs, by seed",
+        "-0.5000",
+        "1.41x",
+        f"note: {HOSTILE}\nrun_dir: /elsewhere/tst",
+        "machine 2",
+        "recovery (50 steps, bag size 1, share null)",
+        "Not asked; the notes say why.",
+        "Equal time is not asked: device (device_name) differ",
+    ):
+        assert words in text
+
+
+def test_one_arm_is_no_comparison_but_a_report(tmp_path):
+    paths = [write_run(tmp_path / f"a{seed}", seed=seed) for seed in (1, 2)]
+    comparison = compare_runs(paths, str(tmp_path / "out"))
+    assert [arm["runs"] for arm in comparison["arms"]] == [["a1", "a2"]]
+    assert comparison["arms"][0]["equal_flops"]["mean"] == 3.0
+    Image.open(tmp_path / "out" / FILES[3]).load()
 
 
 def test_more_runs_than_colours_and_single_points(tmp_path):

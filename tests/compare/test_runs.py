@@ -74,13 +74,17 @@ def test_falling_totals_are_damage(tmp_path):
 
 def test_switch_is_exact_though_no_validation_stands_on_it(tmp_path):
     folder = write_run(tmp_path / "a", [(15, 5.0), (40, 4.0), (100, 3.0)], bag_steps=20, phases=TST_PHASES)
-    assert read(folder).switches() == [{"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 8000}]
+    assert read(folder).switches() == [
+        {"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 8000, "seconds": 10.0}
+    ]
 
 
 def test_switch_before_the_first_validation_is_interpolated(tmp_path):
     folder = write_run(tmp_path / "a", [(40, 4.0), (100, 3.0)], bag_steps=20, phases=TST_PHASES)
     # 10,000 tokens at step 40, halved.
-    assert read(folder).switches() == [{"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 5000}]
+    assert read(folder).switches() == [
+        {"phase": "recovery", "step": 20, "flops": 200.0, "tokens": 5000, "seconds": 10.0}
+    ]
 
 
 def test_a_switch_to_come_and_a_phase_of_no_steps_are_no_switches(tmp_path):

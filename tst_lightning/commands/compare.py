@@ -1,9 +1,10 @@
-"""``tst compare RUN RUN ... --out DIR``: runs laid on one compute axis."""
+"""``tst compare RUN RUN ... --out DIR``: runs laid on common axes, over seeds."""
 
 from pathlib import Path
 
 from tst_lightning.commands.parser import OneLineParser
-from tst_lightning.compare.report import CHART_FILE, JSON_FILE, PAGE_FILE, compare_runs, table_text
+from tst_lightning.compare.report import CHART_FILE, JSON_FILE, PAGE_FILE, SPEEDUP_FILE, compare_runs
+from tst_lightning.compare.terminal import table_text
 
 
 def main(name: str, arguments: list[str]) -> None:
@@ -24,5 +25,5 @@ def main(name: str, arguments: list[str]) -> None:
     comparison = compare_runs(options.runs, options.out)
     print(table_text(comparison))
     print("\nreport:")
-    for file in (PAGE_FILE, CHART_FILE, JSON_FILE):
+    for file in (PAGE_FILE, CHART_FILE, SPEEDUP_FILE, JSON_FILE):
         print(f"  {Path(options.out) / file}")

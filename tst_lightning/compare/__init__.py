@@ -1,4 +1,4 @@
-"""Comparison of run folders: read (runs), judge (referee), show (report, page, chart)."""
+"""Comparison of run folders: read (runs), group (arms), judge (referee, across_seeds, frontier), show (report)."""
 
 from tst_lightning.compare.report import compare_runs
 

@@ -1,6 +1,7 @@
-"""The referee: losses at equal FLOPs, FLOPs at equal loss, losses at equal data. Pure functions of validation curves.
+"""The referee: losses at equal FLOPs, data and time, and FLOPs at equal loss. Pure functions of validation curves.
 
-The first run is the reference (normally the baseline); every other run is compared with it.
+The first run is the reference (normally the baseline); every other run is compared with it. What several seeds make of
+these answers is in :mod:`tst_lightning.compare.across_seeds`.
 """
 
 import json
@@ -10,31 +11,28 @@ from typing import Any, Literal
 import numpy as np
 
 from tst_lightning.compare.runs import Run
-from tst_lightning.compare.units import flops_text, tokens_text
 
-Axis = Literal["flops", "tokens"]
+Axis = Literal["flops", "tokens", "seconds"]
 
 # A run that ends this near to a budget has spent it: phases differ by a rounding of steps.
 TOLERANCE = 0.005
 
-DEFINITIONS = {
-    "Reference": "The first run named. Every other run is compared with it.",
-    "Loss": "Next-token cross-entropy on the validation data, nats per token, in every phase. Training losses are not "
-    "comparable across phases and are not used.",
-    "Equal FLOPs": "F is the smallest final FLOPs among the runs. The loss of a run at F is read from its validation "
-    "curve by linear interpolation in FLOPs; a run that ends within 0.5% of F counts with its final loss. Difference: "
-    "loss of the other run minus loss of the reference, so a negative number is in the other run's favour.",
-    "Equal loss": "The target is the reference's final loss. Speedup: FLOPs at which the reference first reached it, "
-    "over FLOPs at which the other run first reached it, both interpolated linearly between the validations around the "
-    "crossing. In reverse, the target is the other run's final loss. 'Not reached' where a run never came down to it.",
-    "Equal data": "D is the smallest final number of data tokens read among the runs; losses at D are read as at F, "
-    "by interpolation in tokens.",
-    "FLOPs": "Cumulative over all phases, on the one convention that the runs recorded; a run counted otherwise "
-    "is refused.",
+NOT_REACHED, BEFORE_FIRST = "not reached", "reached before the first validation"
+
+INTERPOLATION = {
+    "within_a_run": "linear in the budget, between the two validations around the point; none beyond the first or last "
+    "validation",
+    "between_completed_runs": "loss linear in the logarithm of FLOPs, between the end points of runs of neighbouring "
+    "lengths; none beyond the shortest or longest",
 }
 
-# What may differ between two runs of one arm (the same experiment with another seed).
-NOT_OF_THE_ARM = {"name", "status", "step", "seed", "versions", "device"}
+# What seconds depend on beside the experiment.
+TIME_KEYS = {
+    "device": "device or number of processes",
+    "device_name": "device",
+    "precision": "precision",
+    "compiled_layers": "compiled layers",
+}
 
 
 def loss_at(run: Run, budget: float, axis: Axis) -> float | None:
@@ -42,19 +40,25 @@ def loss_at(run: Run, budget: float, axis: Axis) -> float | None:
 
     Args:
         run: the run.
-        budget: FLOPs or data tokens, at most 0.5% over the run's own total.
+        budget: FLOPs, data tokens or training seconds, at most 0.5% over the run's own total.
         axis: what the budget is counted in.
 
     Returns:
         The run's final loss, in nats per token, where it ends within 0.5% of the budget; else the linear interpolation
         between the validations around it; None where the budget lies outside the curve.
     """
-    if _ends_at(run, budget, axis):
+    if ends_at(run, budget, axis):
         return run.final.loss
-    spent = [getattr(point, axis) for point in run.curve]
+    # A resumed run repeats steps, and may be faster at it, so that its seconds step back a little.
+    spent = np.maximum.accumulate([getattr(point, axis) for point in run.curve])
     if not spent[0] <= budget <= spent[-1]:
         return None
     return float(np.interp(budget, spent, [point.loss for point in run.curve]))
+
+
+def ends_at(run: Run, budget: float, axis: Axis) -> bool:
+    """Whether a run's total is within 0.5% of a budget."""
+    return bool(abs(getattr(run.final, axis) - budget) <= TOLERANCE * budget)
 
 
 def flops_to_reach(run: Run, loss: float) -> float | None:
@@ -65,21 +69,30 @@ def flops_to_reach(run: Run, loss: float) -> float | None:
         loss: the target, nats per token.
 
     Returns:
-        FLOPs, interpolated linearly between the last validation above the target and the first at or below it (those
-        of the first validation where that one is already there); None where the run never reached it.
+        FLOPs, interpolated linearly between the last validation above the target and the first at or below it; None
+        where the run never reached it, or was below it at its first validation already: see :func:`why_unread`.
     """
     above = None
     for point in run.curve:
         if point.loss <= loss:
-            if above is None or point.loss == loss:
+            if point.loss == loss:
                 return point.flops
+            if above is None:
+                return None
             return above.flops + (above.loss - loss) / (above.loss - point.loss) * (point.flops - above.flops)
         above = point
     return None
 
 
+def why_unread(run: Run, loss: float) -> str | None:
+    """Why :func:`flops_to_reach` gives no FLOPs: "not reached", "reached before the first validation"; None if it does."""
+    if flops_to_reach(run, loss) is not None:
+        return None
+    return BEFORE_FIRST if run.curve[0].loss < loss else NOT_REACHED
+
+
 def equal_budget(runs: Sequence[Run], axis: Axis) -> dict[str, Any]:
-    """Losses of all runs at the smallest final FLOPs, or the smallest final number of tokens, among them.
+    """Losses of all runs at the smallest final FLOPs, tokens or seconds among them.
 
     Returns:
         The budget under the axis' name, ``losses`` by run, ``differences`` from the reference by run, and
@@ -94,6 +107,15 @@ def equal_budget(runs: Sequence[Run], axis: Axis) -> dict[str, Any]:
     return {axis: budget, "losses": losses, "difference": differences[runs[1].name], "differences": differences}
 
 
+def why_no_equal_time(runs: Sequence[Run]) -> str | None:
+    """What keeps the runs' seconds from being compared: device, processes or precision that differ; None if nothing."""
+    for key, words in TIME_KEYS.items():
+        values = dict.fromkeys(json.dumps(run.record.get(key)) for run in runs)
+        if len(values) > 1:
+            return f"{words} ({key}) differ: {', '.join(values)}"
+    return None
+
+
 def equal_loss(runs: Sequence[Run]) -> dict[str, Any]:
     """Ratios of the FLOPs that runs needed to reach one loss.
 
@@ -101,89 +123,24 @@ def equal_loss(runs: Sequence[Run]) -> dict[str, Any]:
         ``loss``: the reference's final loss, nats per token. ``runs``: for each other run the ``flops`` at which it
         first reached that loss and the ``speedup``, the reference's FLOPs to that loss over these. ``speedup``: that of
         the second run. ``reverse``: for each other run its final ``loss``, the ``reference_flops`` at which the
-        reference reached that, and the ``speedup``, those over the run's own FLOPs to it. None where not reached.
+        reference reached that, and the ``speedup``, those over the run's own FLOPs to it. Where there is no speedup it
+        is None, and ``reason`` says why.
     """
     reference, others = runs[0], runs[1:]
     target = reference.final.loss
-    reached = {run.name: flops_to_reach(run, target) for run in others}
     base = flops_to_reach(reference, target)
-    forward = {name: {"flops": flops, "speedup": _ratio(base, flops)} for name, flops in reached.items()}
-    reverse = {}
+    forward, reverse = {}, {}
     for run in others:
-        needed = flops_to_reach(reference, run.final.loss)
-        speedup = _ratio(needed, flops_to_reach(run, run.final.loss))
-        reverse[run.name] = {"loss": run.final.loss, "reference_flops": needed, "speedup": speedup}
+        flops = flops_to_reach(run, target)
+        reason = why_unread(reference, target) or why_unread(run, target)
+        forward[run.name] = {"flops": flops, "speedup": _ratio(base, flops), "reason": reason}
+        loss = run.final.loss
+        needed = flops_to_reach(reference, loss)
+        reason = why_unread(reference, loss) or why_unread(run, loss)
+        speedup = _ratio(needed, flops_to_reach(run, loss))
+        reverse[run.name] = {"loss": loss, "reference_flops": needed, "speedup": speedup, "reason": reason}
     return {"loss": target, "speedup": forward[runs[1].name]["speedup"], "runs": forward, "reverse": reverse}
-
-
-def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before believing the numbers, one sentence or two each."""
-    found = []
-    for run in runs:
-        record, last = run.record, run.final.step
-        if record["status"] != "finished":
-            found.append(
-                f"UNFINISHED: '{run.name}' is {record['status']} at step {record['step']} of {record['max_steps']}; "
-                f"its last validation (step {last}) stands for its final one."
-            )
-        elif last < record["step"]:
-            found.append(
-                f"'{run.name}' was last validated at step {last} of {record['step']}; that stands for its final loss."
-            )
-    for axis, text in (("flops", flops_text), ("tokens", lambda tokens: f"{tokens_text(tokens)} tokens")):
-        budget = min(getattr(run.final, axis) for run in runs)
-        beyond = [f"'{run.name}'" for run in runs if not _ends_at(run, budget, axis)]  # type: ignore[arg-type]
-        if beyond:
-            found.append(
-                f"Beyond {text(budget)}: {', '.join(beyond)}. The learning rate had not finished its decay there, and "
-                "a curve cut before its decay reads high."
-            )
-    data = min(run.final.tokens for run in runs)
-    for run in runs:
-        switches = run.switches()
-        if switches and switches[-1]["tokens"] >= data:
-            found.append(
-                f"'{run.name}' had done no step of its last phase at {tokens_text(data)} tokens; equal data finds "
-                "it in mid-course. To settle that question, give the other runs as much data as it read."
-            )
-        available = run.record.get("tokens_available")
-        if available and run.final.tokens > available:
-            found.append(f"'{run.name}' read its training data {run.final.tokens / available:.1f} times over.")
-    found += _unlike(runs, "batch", "Batches differ: a difference in loss is then not of the phases alone.")
-    found += _unlike(runs, "device", "Devices differ: seconds are not comparable.")
-    found.append(
-        "A point within a run lies before its learning-rate decay. So a speedup read from the other run's curve is "
-        "conservative, and a reverse one, read from the reference's curve, flatters the other run. The paper's figure "
-        "needs the reference continued to that loss with a full schedule of its own."
-    )
-    seeds = _seeds_by_arm(runs)
-    if len({run.record.get("seed") for run in runs}) > 1:
-        listed = ", ".join(f"'{run.name}' {json.dumps(run.record.get('seed'))}" for run in runs)
-        found.append(f"Seeds differ: {listed}.")
-    if min(len(of_arm) for of_arm in seeds.values()) < 2:
-        found.append(
-            "One seed per arm proves nothing: a difference within the spread of seeds is not evidence. Repeat each arm "
-            "with other seeds."
-        )
-    return found
-
-
-def _ends_at(run: Run, budget: float, axis: Axis) -> bool:
-    total = getattr(run.final, axis)
-    return bool(abs(total - budget) <= TOLERANCE * budget)
 
 
 def _ratio(reference: float | None, other: float | None) -> float | None:
     return reference / other if reference is not None and other else None
-
-
-def _unlike(runs: Sequence[Run], key: str, sentence: str) -> list[str]:
-    return [sentence] if any(run.record.get(key) != runs[0].record.get(key) for run in runs) else []
-
-
-def _seeds_by_arm(runs: Sequence[Run]) -> dict[str, set[str]]:
-    seeds: dict[str, set[str]] = {}
-    for run in runs:
-        arm = {key: value for key, value in run.record.items() if key not in NOT_OF_THE_ARM}
-        seeds.setdefault(json.dumps(arm, sort_keys=True), set()).add(json.dumps(run.record.get("seed")))
-    return seeds

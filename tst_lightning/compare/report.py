@@ -1,36 +1,42 @@
-"""What `tst compare` hands over: the comparison as data, as a table for the terminal, and its files in one folder."""
+"""What `tst compare` hands over: the comparison as data, and its files in one folder."""
 
-import json
 import os
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from tst_lightning.compare import referee
-from tst_lightning.compare.chart import draw
+from tst_lightning.compare.across_seeds import arm_entries
+from tst_lightning.compare.arms import Arm, arms_of
+from tst_lightning.compare.frontier import equal_loss_completed
+from tst_lightning.compare.loss_chart import draw_losses
+from tst_lightning.compare.notes import notes
 from tst_lightning.compare.page import render_page
 from tst_lightning.compare.runs import Run, check_comparable, read_runs
-from tst_lightning.compare.units import difference_text, flops_text, loss_text, speedup_text, tokens_text
+from tst_lightning.compare.speedup_chart import draw_speedups
 from tst_lightning.errors import ConfigError
 
-WIDTH = 100
-NAME_WIDTH = 24
-JSON_FILE, CHART_FILE, PAGE_FILE = "comparison.json", "loss_vs_compute.png", "report.html"
+JSON_FILE, CHART_FILE, SPEEDUP_FILE, PAGE_FILE = (
+    *("comparison.json", "loss_vs_compute.png", "speedup_vs_loss.png", "report.html"),
+)
 
 
 def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
-    """Compares run folders at equal FLOPs, at equal loss and at equal data, and writes a report.
+    """Compares run folders at equal FLOPs, equal loss, equal data and equal time, over seeds, and writes a report.
 
-    Writes comparison.json, loss_vs_compute.png and report.html; where anything fails, none of the three is touched.
+    Runs that differ in nothing but their seeds are one arm. Writes comparison.json, loss_vs_compute.png,
+    speedup_vs_loss.png and report.html; where anything fails, none of them is touched.
 
     Args:
         paths: run folders as `tst fit` writes them; the first is the reference (normally the baseline).
         out: folder for the report; made if it isn't there. An earlier report in it is replaced.
 
     Returns:
-        What comparison.json holds: ``runs``, ``equal_flops``, ``equal_loss``, ``equal_data``, ``notes``, ``reference``
-        and ``flops_convention``. Losses are nats per token, FLOPs and tokens are totals since the start of a run.
+        What comparison.json holds: of runs ``runs``, ``equal_flops``, ``equal_loss``, ``equal_data`` and ``equal_time``
+        (None where seconds can't be compared); of seeds ``arms``; of completed runs of several lengths
+        ``equal_loss_completed`` (or None); ``notes``, ``reference``, ``flops_convention`` and ``interpolation``. Losses
+        are nats per token, FLOPs, tokens and training seconds are totals since the start of a run.
 
     Raises:
         ConfigError: fewer than two runs, a folder without a run or without a validation, or runs whose model,
@@ -42,86 +48,52 @@ def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
     check_comparable(runs)
     if Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder")
-    comparison = {
-        "format": 1,
-        "reference": runs[0].name,
-        "flops_convention": runs[0].record["flops_convention"],
-        "runs": [_entry(run) for run in runs],
-        "equal_flops": referee.equal_budget(runs, "flops"),
-        "equal_loss": referee.equal_loss(runs),
-        "equal_data": referee.equal_budget(runs, "tokens"),
-        "notes": referee.notes(runs),
+    arms = arms_of(runs)
+    comparison = judge(runs, arms)
+    same_time = comparison["equal_time"] is not None
+    charts = [
+        (draw_losses(arms, same_time, dark), draw_speedups(arms, comparison["equal_loss_completed"], dark))
+        for dark in (False, True)
+    ]
+    page = render_page(comparison, arms, {run.name: _config(run) for run in runs}, *charts)
+    files = {
+        JSON_FILE: (dumps(comparison, indent=2, allow_nan=False) + "\n").encode(),
+        CHART_FILE: charts[0][0],
+        SPEEDUP_FILE: charts[0][1],
+        PAGE_FILE: page.encode(),
     }
-    light = draw(runs, comparison["equal_loss"])
-    dark = draw(runs, comparison["equal_loss"], dark=True)
-    page = render_page(comparison, [run.record for run in runs], light, dark)
-    text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
-    _write_all(Path(out), {JSON_FILE: text.encode(), CHART_FILE: light, PAGE_FILE: page.encode()})
+    _write_all(Path(out), files)
     return comparison
 
 
-def table_text(comparison: dict[str, Any]) -> str:
-    """The comparison as plain text of at most 100 columns: a table of runs, the three comparisons, the notes."""
-    header = ("run", "val loss", "bits/byte", "FLOPs", "tokens", "seconds", "steps", "seed", "status")
-    rows = [header]
-    for run in comparison["runs"]:
-        rows.append(
-            (
-                shortened(run["name"]),
-                loss_text(run["final_val_loss"]),
-                loss_text(run["final_bits_per_byte"]),
-                flops_text(run["flops"]),
-                tokens_text(run["tokens"]),
-                f"{run['seconds']:.1f}" if run["seconds"] < 100 else f"{run['seconds']:.0f}",
-                str(run["step"]),
-                str(run["seed"]),
-                run["status"],
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in rows:
-        first, *numbers, last = row
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells, last]).rstrip())
-    lines += ["", *_wrapped(verdicts(comparison)), "", "notes:"]
-    return "\n".join(lines + _wrapped([f"- {note}" for note in comparison["notes"]]))
+def judge(runs: Sequence[Run], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Answers every question, of runs and of arms.
 
+    Args:
+        runs: two or more that can be compared, the reference first.
+        arms: the same runs, by experiment.
 
-def verdicts(comparison: dict[str, Any]) -> list[str]:
-    """The three comparisons, a line each."""
-    reference, loss = shortened(comparison["reference"]), comparison["equal_loss"]
-    lines = []
-    for key, axis, budget in (
-        ("equal_flops", "FLOPs", flops_text(comparison["equal_flops"]["flops"])),
-        ("equal_data", "data", f"{tokens_text(comparison['equal_data']['tokens'])} tokens"),
-    ):
-        losses, differences = comparison[key]["losses"], comparison[key]["differences"]
-        others = ", ".join(
-            f"{shortened(name)} {loss_text(losses[name])} ({difference_text(differences[name])})"
-            for name in differences
-        )
-        against = loss_text(losses[comparison["reference"]])
-        lines.append(f"equal {axis} ({budget}): {reference} {against}, {others}")
-    others = ", ".join(
-        f"{shortened(name)} {speedup_text(reached['speedup'])}"
-        + (f" (at {flops_text(reached['flops'])})" if reached["flops"] is not None else "")
-        + f", reverse {speedup_text(loss['reverse'][name]['speedup'])}"
-        for name, reached in loss["runs"].items()
-    )
-    lines.insert(1, f"equal loss ({reference}'s {loss_text(loss['loss'])}): {others}")
-    return lines
-
-
-def shortened(name: str) -> str:
-    """A run's name on one line, with its middle left out where it is longer than the table's column."""
-    name = " ".join(name.split())
-    half = NAME_WIDTH // 2 - 1
-    return name if len(name) <= NAME_WIDTH else f"{name[:half]}..{name[-half:]}"
-
-
-def _wrapped(lines: Sequence[str]) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ")]
+    Returns:
+        What comparison.json holds; see :func:`compare_runs`.
+    """
+    same_time = referee.why_no_equal_time(runs) is None
+    budgets = {
+        "equal_flops": referee.equal_budget(runs, "flops"),
+        "equal_data": referee.equal_budget(runs, "tokens"),
+        "equal_time": referee.equal_budget(runs, "seconds") if same_time else None,
+    }
+    return {
+        "format": 1,
+        "reference": runs[0].name,
+        "flops_convention": runs[0].record["flops_convention"],
+        "interpolation": referee.INTERPOLATION,
+        "arms": arm_entries(arms, {key: found and found["losses"] for key, found in budgets.items()}),
+        "runs": [_entry(run) for run in runs],
+        **budgets,
+        "equal_loss": referee.equal_loss(runs),
+        "equal_loss_completed": equal_loss_completed(arms),
+        "notes": notes(runs, arms),
+    }
 
 
 def _entry(run: Run) -> dict[str, Any]:
@@ -145,7 +117,13 @@ def _entry(run: Run) -> dict[str, Any]:
     }
 
 
-def _write_all(folder: Path, files: dict[str, bytes]) -> None:
+def _config(run: Run) -> str | None:
+    """The resolved configuration as text, which is shown and not read; None where the folder has none."""
+    file = Path(run.path) / "config.yaml"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes every file under a temporary name and only then gives all of them their own."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = {name: folder / f".{name}.{os.getpid()}" for name in files}

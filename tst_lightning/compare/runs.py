@@ -96,8 +96,9 @@ class Run:
 
         Returns:
             For each switch within the curve: the phase that begins, the step (optimizer steps done before it), the
-            FLOPs (sum of steps times flops_per_step of the phases before it), and the tokens read. The tokens are exact
-            where a validation lies in the phase before the switch, and else interpolated between its neighbours.
+            FLOPs (sum of steps times flops_per_step of the phases before it), the tokens read, and the training seconds.
+            The tokens are exact where a validation lies in the phase before the switch, and else interpolated between
+            its neighbours, as the seconds are.
         """
         switches: list[dict[str, Any]] = []
         flops = tokens = 0.0
@@ -114,7 +115,16 @@ class Run:
             else:
                 steps = [first, *(point.step for point in self.curve if point.step > end)]
                 tokens = float(np.interp(end, steps, [tokens, *(p.tokens for p in self.curve if p.step > end)]))
-            switches.append({"phase": following["name"], "step": end, "flops": flops, "tokens": round(tokens)})
+            seconds = np.interp(end, [0, *(p.step for p in self.curve)], [0.0, *(p.seconds for p in self.curve)])
+            switches.append(
+                {
+                    "phase": following["name"],
+                    "step": end,
+                    "flops": flops,
+                    "tokens": round(tokens),
+                    "seconds": float(seconds),
+                }
+            )
         return switches
 
 
@@ -186,7 +196,7 @@ def _model_differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]
     found = []
     if mine.get("class") != other.get("class"):
         found.append(f"model class ({_shown(mine.get('class'))} and {_shown(other.get('class'))})")
-    a, b = mine.get("config") or {}, other.get("config") or {}
+    a, b = (config if isinstance(config := each.get("config"), dict) else {} for each in (mine, other))
     keys = [key for key in sorted(a.keys() | b.keys()) if key not in CONFIG_BOOKKEEPING]
     values = [
         f"{key} {_shown(a[key]) if key in a else 'absent'} and {_shown(b[key]) if key in b else 'absent'}"

@@ -1,5 +1,8 @@
 """Quantities as people read them: three figures and a prefix (12.3 TFLOP, 4.10M tokens)."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
@@ -38,3 +41,20 @@ def difference_text(difference: float | None) -> str:
 def speedup_text(speedup: float | None) -> str:
     """A ratio of FLOPs such as "1.31x", or "not reached"."""
     return "not reached" if speedup is None else f"{speedup:.2f}x"
+
+
+def seconds_text(seconds: float) -> str:
+    """Training seconds with their unit, such as "93.8 s"."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def mean_text(summary: Mapping[str, Any] | None) -> str:
+    """A mean loss and its standard deviation over seeds, such as "3.3120 ± 0.0346"; "-" where there is none."""
+    if summary is None or summary["mean"] is None:
+        return "-"
+    return loss_text(summary["mean"]) + ("" if summary["sd"] is None else f" ± {summary['sd']:.4f}")
+
+
+def interval_text(interval: Sequence[float] | None, text: Callable[[float], str]) -> str:
+    """A confidence interval, such as "[+0.1800, +0.4020]"; "" where there is none."""
+    return "" if interval is None else f"[{', '.join(text(end) for end in interval)}]"
