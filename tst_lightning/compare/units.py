@@ -24,8 +24,9 @@ def flops_text(flops: float) -> str:
 
 
 def tokens_text(tokens: float) -> str:
-    """A count with its prefix and no unit, such as "4.10M"."""
-    return "".join(scaled(tokens))
+    """A count with its prefix and no unit, such as "4.10M"; thousands of millions are B, as is the custom of tokens."""
+    figures, prefix = scaled(tokens)
+    return figures + prefix.replace("G", "B")
 
 
 def loss_text(loss: float | None) -> str:

@@ -52,15 +52,13 @@ def draw_recommendation(advice: Recommendation, wanted: Cell | None = None) -> b
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("final loss less the baseline's, nats a token")
     how = {
-        "published": "a published grid",
-        "interpolated": "interpolated between the published grids",
-        "extrapolated": "the nearest place of the published grids; the case lies outside",
+        "published": "a grid of its own",
+        "interpolated": "interpolated between grids",
+        "extrapolated": "the nearest place of the grids, outside which the case lies",
     }
-    title = (
-        f"Published difference to the baseline, thousandths of a nat a token ({SOURCE})\n{how[advice.surface_basis]}"
-    )
-    if advice.cell is not None and advice.cell not in advice.surface or advice.surface_basis != advice.basis:
-        title += "; the recommendation is of a single published run, not of this grid" if advice.cell else ""
+    title = f"Published difference to the baseline, thousandths of a nat a token\n{SOURCE}: {how[advice.surface_basis]}"
+    if advice.cell is not None and (advice.cell not in advice.surface or advice.surface_basis != advice.basis):
+        title += "\nthe recommendation is of a single published run, not of this grid"
     axes.set_title(title, fontsize=9.5)
     png = io.BytesIO()
     figure.savefig(png, format="png")
