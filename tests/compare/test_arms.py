@@ -166,3 +166,16 @@ def test_arms_of_several_lengths_are_a_family():
 def test_another_share_or_setting_is_no_length():
     assert list(family_names(lengths(100) + lengths(300, share=0.3))) == ["tst-100", "tst-300"]
     assert list(family_names(lengths(100) + lengths(300, learning_rate=1))) == ["tst-100", "tst-300"]
+
+
+def test_two_sweeps_over_one_grid_are_told_apart_by_their_folders():
+    runs = []
+    for arm, settings in (("baseline", {}), ("tst", {"optimizer": "SGD"})):
+        for steps in (100, 200):
+            for seed in (1, 2):
+                name = f"max_steps{steps}-seed{seed}"
+                changes = settings | {"max_steps": steps, "seed": seed}
+                runs.append(replace(run(name, CURVE, **changes), path=f"sweeps/{arm}/{name}"))
+    arms = arms_of(runs)
+    assert [arm.name for arm in arms] == [f"{arm}/max_steps{n}" for arm in ("baseline", "tst") for n in (100, 200)]
+    assert list(families_of(arms)) == ["baseline/max_steps", "tst/max_steps"]

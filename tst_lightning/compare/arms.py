@@ -102,10 +102,9 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
             groups.append((key, [run]))
         else:
             group.append(run)
-    arms: list[Arm] = []
-    for _, group in groups:
-        arms.append(Arm(_unique(_shared_name(group), {arm.name for arm in arms}), tuple(group)))
-    return arms
+    found = [group for _, group in groups]
+    names = _distinct([_shared_name(group) for group in found], found)
+    return [Arm(name, tuple(group)) for name, group in zip(names, found, strict=True)]
 
 
 def families_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
@@ -121,11 +120,9 @@ def families_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
             families.append([arm])
         else:
             family.append(arm)
-    named: dict[str, list[Arm]] = {}
-    for family in families:
-        shared = family[0].name if len(family) == 1 else _shared_name([run for arm in family for run in arm.runs])
-        named[_unique(shared, named)] = family
-    return named
+    groups = [[run for arm in family for run in arm.runs] for family in families]
+    names = [of[0].name if len(of) == 1 else _shared_name(group) for of, group in zip(families, groups, strict=True)]
+    return dict(zip(_distinct(names, groups), families, strict=True))
 
 
 def experiment(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +160,18 @@ def _same_but_for_length(family: Sequence[Arm], arm: Arm) -> bool:
 
 def _without(value: Any, keys: set[str]) -> Any:
     return {key: inner for key, inner in value.items() if key not in keys} if isinstance(value, dict) else value
+
+
+def _distinct(names: Sequence[str], groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The names, but for those of several groups, as of two sweeps over one grid: there what the runs' paths share."""
+    twice = {name for name in names if names.count(name) > 1}
+    root = os.path.commonpath([Path(run.path).absolute() for group in groups for run in group]) if twice else ""
+    distinct: list[str] = []
+    for name, group in zip(names, groups, strict=True):
+        if name in twice:
+            name = _shared([os.path.relpath(run.path, root) for run in group])
+        distinct.append(_unique(name, distinct))
+    return distinct
 
 
 def _shared_name(runs: Sequence[Run]) -> str:
