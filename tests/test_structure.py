@@ -15,7 +15,7 @@ KEPT_IN = {
     "litdata": {"data", "shards"},
     "transformers": {"modeling", "flops", "shards", "module.py", "plan", "commands"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py"},
-    "matplotlib": {"compare", "plan", "sweep"},
+    "matplotlib": {"compare", "plan", "published", "sweep"},
     "optuna": {"sweep"},
     "scipy": {"compare"},
     "pyarrow": {"corpus"},

@@ -102,7 +102,6 @@ def read_result(plan: Plan, case: Case) -> Result:
     if ending.status == "failed":
         return Result(case, "failed", ending.exit_code, ending.message)
     try:
-        # Twice, since it reads what is to be compared.
         return Result(case, "finished", ending.exit_code, run=read_run(str(run_dir)))
     except UserError as error:
         return Result(case, "failed", ending.exit_code, str(error))
