@@ -31,7 +31,8 @@ def draw_recommendation(advice: Recommendation, wanted: Cell | None = None) -> b
     figure = Figure(figsize=(10, 5.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    title = f"Published final loss less the baseline's, nats a token (thin frame: the lowest)\n{SOURCE}: {PLACES[advice.surface_basis]}"
+    title = "Published final loss less the baseline's, nats a token (thin frame: the lowest)\n"
+    title += f"{SOURCE}: {PLACES[advice.surface_basis]}"
     if advice.cell is not None and (advice.cell not in advice.surface or advice.surface_basis != advice.basis):
         title += "\nthe recommendation is of a single published run, not of this grid"
     draw_heat_map(figure, axes, advice.surface, 0.0, title)
