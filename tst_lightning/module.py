@@ -27,6 +27,30 @@ from tst_lightning.optim import WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
 
+def check_fits(config: PreTrainedConfig, data: Any) -> None:
+    """Checks a model against the data that it is to read.
+
+    Args:
+        config: of the model.
+        data: the data module.
+
+    Raises:
+        ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
+    """
+    ids = data.tokenizer.vocab_size
+    if ids > config.vocab_size:
+        raise ConfigError(
+            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; set"
+            f" model.config.init_args.vocab_size to {ids} or more"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and data.seq_len > positions:
+        raise ConfigError(
+            f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
+            " model.config.init_args.max_position_embeddings"
+        )
+
+
 class SuperpositionModule(LightningModule):
     """Trains a Hugging Face causal LM through an ordered schedule of phases.
 
@@ -115,18 +139,7 @@ class SuperpositionModule(LightningModule):
                 gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        ids = data.tokenizer.vocab_size
-        if ids > self.config.vocab_size:
-            raise ConfigError(
-                f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {self.config.vocab_size:,}; set"
-                f" model.config.init_args.vocab_size to {ids} or more"
-            )
-        positions = getattr(self.config, "max_position_embeddings", None)
-        if positions is not None and data.seq_len > positions:
-            raise ConfigError(
-                f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
-                " model.config.init_args.max_position_embeddings"
-            )
+        check_fits(self.config, data)
         algorithm = self.trainer.gradient_clip_algorithm
         if algorithm not in (None, "norm"):
             raise ConfigError(

@@ -146,7 +146,7 @@ def test_a_mixture_of_experts_counts_its_active_parameters(plan: Any) -> None:
         ([*SHAPE, "--steps", "5", "--bag_size", "4"], "--bag_size and --ratio are given together"),
         ([*SHAPE, "--steps", "5", "--bag_size", "4", "--ratio", "1.5"], "--ratio is 1.5; it must lie between 0 and 1"),
         ([*SHAPE, "--steps", "5", "--bag_size", "0", "--ratio", ".5"], "bag_size is 0; it must be at least 1"),
-        ([*SHAPE, "--steps", "5", "--devices", "0"], "--devices is 0; it must be above 0"),
+        ([*SHAPE, "--steps", "5", "--devices", "0"], "--devices is 0; it must be at least 1"),
         ([*SHAPE, "--steps", "5", "--weighting", "power_law"], "--weighting goes with --bag_size"),
         ([*SHAPE, "--steps", "5", "--precision", "int4"], "precision is 'int4'"),
         ([*SHAPE, "--steps", "5", "--mfu", "0.4"], "--mfu is a share of a device's peak"),
@@ -162,6 +162,23 @@ def test_a_mixture_of_experts_counts_its_active_parameters(plan: Any) -> None:
             "does not divide shape.hidden_size 64",
         ),
         ([*SHAPE, "--shape.experts", "4", "--steps", "1"], "shape.experts_per_token is 0 of 4 experts"),
+        (
+            [
+                "--shape.hidden_size",
+                "64",
+                "--shape.layers",
+                "1",
+                "--shape.heads",
+                "0",
+                "--shape.ffn",
+                "8",
+                "--steps",
+                "1",
+            ],
+            "shape.heads is 0; it must be at least 1",
+        ),
+        ([*SHAPE, "--steps", "5", "--unique_tokens", "0.5"], "--unique_tokens is 0.5; it must be at least 1"),
+        ([*SHAPE, "--steps", "5", "--bag_size", "4", "--ratio", ".1"], "--ratio 0.1 of 5 steps is less than one"),
         ([*SHAPE, "--stepz", "5"], "stepz"),
     ],
 )
@@ -173,20 +190,46 @@ def test_refusals_are_one_line(plan: Any, words: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "mended"),
     [
-        ({"trainer__devices": "auto"}, "trainer.devices is auto, which means another number on each machine"),
-        ({"trainer__strategy": "deepspeed"}, "trainer.strategy is deepspeed, whose memory is not known"),
+        (
+            {"trainer__devices": "auto"},
+            "trainer.devices is auto, which means another number on each",
+            ["--devices", "2"],
+        ),
+        ({"trainer__strategy": "deepspeed"}, "strategy is deepspeed, whose memory is not known", ["--layout", "ddp"]),
+        ({"data__batch_size": 0}, "data.batch_size is 0; it must be at least 1", ["--data.batch_size", "2"]),
+        ({"data__block_rows": 6}, "bag_size 4, which does not divide data.block_rows 6", ["--data.block_rows", "8"]),
+        ({"model__config__init_args__vocab_size": 100}, "the shards' tokenizer has 320 ids", None),
     ],
 )
-def test_configurations_that_leave_it_open_are_refused(
-    plan: Any, shards: Path, tmp_path: Path, changes: dict[str, Any], said: str
+def test_configurations_are_refused_as_fit_refuses_them(
+    plan: Any, shards: Path, tmp_path: Path, changes: dict[str, Any], said: str, mended: list[str] | None
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", shards, **changes)))
     code, _, error = plan("--config", str(path))
     assert code == 2 and said in error and error.count("\n") == 1
-    assert plan("--config", str(path), "--devices", "2", "--layout", "ddp")[0] == 0
+    if mended:
+        assert plan("--config", str(path), *mended)[0] == 0
+
+
+def test_a_configuration_whose_data_is_not_there_yet_is_planned_for(plan: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", tmp_path / "none")))
+    code, out, _ = plan("--config", str(path), "--trainer.strategy", "lightning.pytorch.strategies.DDPStrategy")
+    assert code == 0 and "data there is: not known" in out and "(ddp, 32-true)" in out
+    assert "data.seq_len is 0" in plan("--config", str(path), "--data.seq_len", "0")[2]
+
+
+def test_one_phase_that_is_not_the_baselines_is_laid_out_as_configured(plan: Any, shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    config = tiny_config(tmp_path / "run", shards)
+    del config["model"]["phases"]["recovery"]
+    config["model"]["phases"]["superposition"]["init_args"]["share"] = None
+    path.write_text(yaml.safe_dump(config))
+    arm = json.loads(plan("--config", str(path), "--json")[1])["arms"]["tst"]
+    assert {name: (of["steps"], of["bag_size"]) for name, of in arm["phases"].items()} == {"superposition": (20, 4)}
 
 
 def test_help_and_refusals_wait_for_no_heavy_import() -> None:

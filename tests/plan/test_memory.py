@@ -9,7 +9,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling import build_causal_lm
+from tst_lightning.modeling import build_causal_lm, checkpoint_activations
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 from tst_lightning.plan.memory import measure, saved_bytes, state_bytes_per_parameter
 from tst_lightning.plan.setting import Setting
@@ -36,12 +36,13 @@ def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, prec
     assert measure(setting(precision=precision), [phase]).activations == pytest.approx(real, abs=8)
 
 
-def test_of_experts_the_grouped_products_activations_count() -> None:
-    model = build_causal_lm(MOE.__class__(**MOE.to_dict() | {"router_aux_loss_coef": 0.0}))
-    tokens = torch.randint(512, (8, 33))
+@pytest.mark.parametrize("seq_len", [32, 192])  # 192 is twice an expert's width, as its first matrix has
+def test_of_experts_the_grouped_products_activations_count(seq_len: int) -> None:
+    model = build_causal_lm(copy.deepcopy(MOE))
+    tokens = torch.randint(512, (8, seq_len + 1))
     real = saved_bytes(model, NextTokenPhase(), tokens, None)
     # Both keep the chosen experts' inputs and outputs; the orders of sorting differ a little.
-    assert measure(setting(MOE), [NextTokenPhase()]).activations == pytest.approx(real, rel=0.15)
+    assert measure(setting(MOE, seq_len=seq_len), [NextTokenPhase()]).activations == pytest.approx(real, rel=0.15)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -80,15 +81,26 @@ def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:
     assert shared.checkpoint == memory.checkpoint and shared.activations == memory.activations
 
 
-def test_checkpointed_layers_keep_their_inputs_alone() -> None:
-    plain, checkpointed = (measure(setting(checkpointing=on), PHASES).activations for on in ("none", "full"))
-    inputs = 4 * 8 * 32 * 64 * 4
-    assert inputs < checkpointed < plain
+@pytest.mark.parametrize("config", [LLAMA, MOE], ids=["alike", "dense and sparse"])
+def test_checkpointed_layers_keep_their_inputs_alone(config: PreTrainedConfig) -> None:
+    if config is MOE:
+        config = copy.deepcopy(MOE)
+        config.mlp_only_layers = [1]
+    plain, checkpointed = (measure(setting(config, checkpointing=on), PHASES).activations for on in ("none", "full"))
+    model = build_causal_lm(copy.deepcopy(config))
+    checkpoint_activations(model.lm)
+    tokens = torch.randint(512, (8, 33))
+    # What a checkpoint holds of a layer, its input, is not shown to the hooks.
+    kept = saved_bytes(model, NextTokenPhase(), tokens, None) + config.num_hidden_layers * 8 * 32 * 64 * 4
+    assert kept < checkpointed < plain
+    assert checkpointed < kept + plain / config.num_hidden_layers * 1.5
 
 
 def test_logits_are_those_of_a_chunk() -> None:
     memory = measure(setting(seq_len=64, batch_size=32), PHASES)
     assert memory.whole_logits == memory.logits * 32 * 64 / 512
+    few = measure(setting(precision="bf16-mixed"), PHASES)  # fewer positions than a chunk has
+    assert few.whole_logits == few.logits
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_mixtures_of_experts_have_one_published_run_and_no_difference() -> None:
     assert (advice.cell, advice.weighting) == (Cell(16, 0.25), "power_law")
     assert advice.expected_difference is None and advice.nearest_difference is None and advice.basis is None
     hours = {r.method: r.device_hours for r in load_runs() if r.model.startswith("moe")}
-    assert f"{hours['tst']:,.0f} and {hours['baseline']:,.0f}" in advice.reasons[0]
+    assert f"{hours['tst']:,.0f} and {hours['baseline']:,.0f}" in advice.reasons[0] and len(advice.reasons) == 2
     assert f"{hours['baseline'] / hours['tst']:.1f} times" in advice.reasons[0]
 
 
@@ -67,11 +67,23 @@ def test_whatever_the_case_distance_and_expectation_agree(parameters: float, pos
     assert advice.superposition == "full" and advice.cell is not None
     assert all(factor >= 1 for factor in advice.outside.values())
     far = max(advice.outside.values())
-    assert (advice.expected_difference is not None) == (far <= FARTHEST and not moe)
-    if not moe:
-        assert (advice.basis == "extrapolated") == (far > 1)
+    if moe or far > FARTHEST:
+        assert advice.expected_difference is None
+    if far > FARTHEST:
+        assert "no difference is expected" in " ".join(advice.reasons)
+    elif far > 1.11:  # said somewhere, with its factor
+        assert "outside" in " ".join(advice.reasons) or "away" in " ".join(advice.reasons)
     if advice.expected_difference is not None:
         assert -0.14 < advice.expected_difference < 0
+        assert (advice.basis == "extrapolated") == (far > 1.1) or far < 1.11
+
+
+@given(st.floats(650e6, 12e9), LENGTHS)
+def test_above_the_grids_nothing_is_expected_at_another_length(parameters: float, positions: float) -> None:
+    advice = recommend(parameters, positions)
+    if not 41.94e9 / 1.1 < positions < 41.94e9 * 1.1:
+        assert advice.expected_difference is None
+        assert "positions from that run" in advice.reasons[1] and "shrank the best gain by 37%" in advice.reasons[1]
 
 
 @given(SIZES, LENGTHS, st.floats(0.1, 20))
@@ -83,6 +95,7 @@ def test_advice_under_a_limit_of_data_keeps_to_it(parameters: float, positions: 
         assert data_factor(advice.cell) <= plenty * (1 + 1e-9)
         if advice.cell != free.cell:
             assert advice.surface[advice.cell] <= advice.surface[least_data(advice.surface)] / 2 + INDISTINCT
+            assert "of the cells of the grids" in " ".join(advice.reasons)
     else:
         assert advice.cell is None and advice.weighting is None and advice.expected_difference is None
         assert data_factor(free.cell) > plenty
@@ -95,4 +108,16 @@ def test_less_data_asks_for_less_superposition(plenty: float, superposition: str
     advice = recommend(267.2e6, 41.9e9, unique_tokens=plenty * 41.9e9)
     assert advice.superposition == superposition
     if plenty < 2:
+        assert ("does not train it yet" in advice.reasons[-1]) == (superposition == "output_only")
         assert f"would read the data {data_factor(Cell(7, 0.2)) / plenty:.2f} times" in advice.reasons[-1]
+
+
+def test_a_small_mixture_is_told_how_far_away_the_published_one_is() -> None:
+    advice = recommend(0.56e6, 1e6, mixture_of_experts=True)
+    assert "times away in parameters" in advice.reasons[1] and "no difference is expected" in advice.reasons[2]
+
+
+def test_a_mixture_short_of_data_is_given_a_cell_of_the_grids() -> None:
+    advice = recommend(10.3e9, 1e12, mixture_of_experts=True, unique_tokens=2.1e12)
+    assert advice.superposition == "full" and data_factor(advice.cell) <= 2.1
+    assert advice.expected_difference is None and "dense models" in " ".join(advice.reasons)

@@ -22,13 +22,13 @@ def _chart(*tags: str) -> list[Any]:
 LAYOUT = {
     "loss at equal compute (steps are GFLOP)": {
         "validation loss": _chart("val_by_gflop/loss"),
-        "training loss": _chart("train_by_gflop/.*loss"),
+        "training loss": _chart("train_by_gflop/.*"),
     },
     "loss at equal data (steps are tokens)": {
         "validation loss": _chart("val_by_token/loss"),
-        "training loss": _chart("train_by_token/.*loss"),
+        "training loss": _chart("train_by_token/.*"),
     },
-    "training loss of each phase": {"training loss": _chart("train/.*/loss"), "validation loss": _chart("val/loss")},
+    "training loss of each phase": {"training loss": _chart("train/.*/loss.*"), "validation loss": _chart("val/loss")},
     "throughput": {
         "positions a second": _chart("throughput/positions_per_second"),
         "tokens a second": _chart("throughput/tokens_per_second"),

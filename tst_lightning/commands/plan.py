@@ -160,8 +160,9 @@ def _check(options: Namespace, of_fit: list[str]) -> None:
     if options.weighting is not None and options.bag_size is None:
         raise ConfigError("--weighting goes with --bag_size and --ratio")
     for key in ("devices", "unique_tokens", "price", *_SIZES):
-        if isinstance(options[key], int | float) and options[key] <= 0:
-            raise ConfigError(f"--{key} is {options[key]:g}; it must be above 0")
+        least = 1 if key != "price" else 0
+        if isinstance(options[key], int | float) and not least <= options[key] < float("inf"):
+            raise ConfigError(f"--{key} is {options[key]:g}; it must be at least {least}")
     if options.like and any(options[name] is not None for name in ("device", "peak_flops", "mfu")):
         raise ConfigError("--like takes the place of --device, --peak_flops and --mfu; give one or the other")
 
@@ -170,7 +171,7 @@ def _setting(options: Namespace, of_fit: list[str]) -> "Setting":
     from tst_lightning.commands import plan_setting
 
     changes = {key: options[key] for key in ("devices", "layout") if options[key] is not None}
-    if options.unique_tokens:
+    if options.unique_tokens is not None:
         changes["unique_tokens"] = int(options.unique_tokens)
     if options.device or options.peak_flops:
         changes["device_type"] = "cuda"

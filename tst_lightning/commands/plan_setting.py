@@ -10,29 +10,43 @@ from transformers import AutoConfig, PreTrainedConfig
 from tst_lightning.commands.fit import TSTCommandLine, read_command_line
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.run_parser import RunParser
-from tst_lightning.data.corpora import Corpus, CorpusShare, open_corpora
+from tst_lightning.data import TokenDataModule
+from tst_lightning.data.datamodule import check_sizes
 from tst_lightning.data.remote import is_remote
 from tst_lightning.errors import ConfigError
-from tst_lightning.module import SuperpositionModule
-from tst_lightning.phases import NextTokenPhase
+from tst_lightning.module import SuperpositionModule, check_fits
+from tst_lightning.phases import NextTokenPhase, PhaseSchedule
 from tst_lightning.plan.setting import Layout, Setting
 from tst_lightning.plan.shape import Shape, config_of_shape
 
 _SEQ_LEN = 2048  # of the published runs
 
-_LAYOUTS: dict[str, Layout] = {"auto": "single", "ddp": "ddp", "fsdp": "fsdp", "ModelParallelStrategy": "fsdp"}
+_LAYOUTS: dict[str, Layout] = {"ddp": "ddp", "fsdp": "fsdp", "modelparallelstrategy": "fsdp"}
 
 
-class _ModelAlone(TSTCommandLine):
-    """Parses and checks all of a fit configuration, and builds the module alone: no weights, no data, no trainer."""
+class _NoTrainer(TSTCommandLine):
+    """Parses all of a fit configuration, and builds module and data module: no weights, no stream, no trainer.
+
+    Shards that are not prepared yet leave the data module out.
+    """
 
     def _build(self) -> None:
         parser = RunParser()
         parser.add_lightning_class_args(SuperpositionModule, "model")
-        self.model = parser.instantiate(Namespace(model=self.config.model)).model
+        given = {"model": self.config.model}
+        if _are_prepared(self.config.data.shards):
+            parser.add_lightning_class_args(TokenDataModule, "data")
+            given["data"] = self.config.data
+        built = parser.instantiate(Namespace(**given))
+        self.model, self.datamodule = built.model, built.get("data")
 
     def after_instantiate_classes(self) -> None:
         """There is no trainer to see to."""
+
+
+def _are_prepared(shards: Any) -> bool:
+    paths = [shards] if isinstance(shards, str) else [each["path"] for each in (shards or {}).values()]
+    return all(is_remote(path) or Path(path).exists() for path in paths)
 
 
 def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> Setting:
@@ -46,9 +60,16 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
     Raises:
         ConfigError: as ``tst fit``; or devices or a layout that only a trainer could tell.
     """
-    read = read_command_line(_ModelAlone, "plan", words, "Reads a configuration of tst fit.")
+    read = read_command_line(_NoTrainer, "plan", words, "Reads a configuration of tst fit.")
     config, module = read.config, read.model
     trainer, data = config.trainer, config.data
+    accumulate = trainer.accumulate_grad_batches or 1
+    if read.datamodule is None:
+        keys = ("seq_len", "batch_size", "block_rows", "val_batch_size", "pool_blocks")
+        check_sizes({key: data[key] for key in keys})
+    else:
+        check_fits(module.config, read.datamodule)
+        read.datamodule.row_plans(PhaseSchedule(module.phases, trainer.max_steps), accumulate)
     on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
     meter = next((of for of in config.callbacks.values() if of["class_path"].endswith(".FlopsMeter")), None)
     devices = changes.get("devices") or _number_of_devices(trainer)
@@ -56,7 +77,7 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         "devices": devices,
         "layout": changes.get("layout") or _layout(trainer.strategy, devices),
         "device_type": "cuda" if on_gpu else "cpu",
-        "corpora": () if "unique_tokens" in changes else _corpora(data.shards),
+        "corpora": tuple(read.datamodule.corpora) if read.datamodule else (),
     }
     return Setting(
         source=source,
@@ -65,7 +86,7 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         steps=trainer.max_steps,
         seq_len=data.seq_len,
         batch_size=data.batch_size,
-        accumulate=trainer.accumulate_grad_batches or 1,
+        accumulate=accumulate,
         precision=_precision(trainer.precision),
         optimizer=module.optimizer,
         attention=(meter or {}).get("init_args", {}).get("attention", "full"),
@@ -122,6 +143,8 @@ def _number_of_devices(trainer: Namespace) -> int:
     devices, nodes = trainer.devices, trainer.num_nodes or 1
     if isinstance(devices, str) and devices.lstrip("-").isdecimal():
         devices = int(devices)
+    if devices == "auto" and trainer.accelerator == "cpu":  # one process, as Lightning has it
+        devices = 1
     if isinstance(devices, list):
         devices = len(devices)
     if not isinstance(devices, int) or devices < 1:
@@ -138,19 +161,10 @@ def _precision(precision: Any) -> str:
 
 
 def _layout(strategy: Any, devices: int) -> Layout:
-    name = strategy if isinstance(strategy, str) else str(strategy.get("class_path", "")).rpartition(".")[2]
+    name = (strategy if isinstance(strategy, str) else str(strategy.get("class_path", ""))).rpartition(".")[2]
     if name == "auto":
         return "single" if devices == 1 else "ddp"
-    found = next((layout for known, layout in _LAYOUTS.items() if name.startswith(known)), None)
+    found = next((layout for known, layout in _LAYOUTS.items() if name.lower().startswith(known)), None)
     if found is None:
         raise ConfigError(f"trainer.strategy is {name}, whose memory is not known; give --layout single, ddp or fsdp")
     return found
-
-
-def _corpora(shards: Any) -> tuple[Corpus, ...]:
-    """Those of the configuration, where they are prepared already."""
-    named = {"all": shards} if isinstance(shards, str) else {name: of["path"] for name, of in (shards or {}).items()}
-    if not all(is_remote(path) or Path(path).exists() for path in named.values()):
-        return ()
-    mixture = {name: CorpusShare(**dict(of)) for name, of in shards.items()} if not isinstance(shards, str) else shards
-    return tuple(open_corpora(mixture))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,17 @@ class DataBudget:
     cut: int
 
 
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Checks the data module's numbers, by name.
+
+    Raises:
+        ConfigError: one below 1.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"data.{name} is {value}; it must be at least 1")
+
+
 def _next_token_batch(rows: list[Tensor]) -> dict[str, Tensor]:
     return {"tokens": torch.stack(rows).to(torch.int64)}
 
@@ -98,9 +110,7 @@ class TokenDataModule(LightningDataModule):
         super().__init__()
         sizes = {"seq_len": seq_len, "batch_size": batch_size, "block_rows": block_rows, "pool_blocks": pool_blocks}
         sizes |= {"val_batch_size": val_batch_size, "cache_bytes": 1 if cache_bytes is None else cache_bytes}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"data.{name} is {value}; it must be at least 1")
+        check_sizes(sizes)
         self.corpora = open_corpora(shards)
         self.seq_len = seq_len
         self.batch_size = batch_size

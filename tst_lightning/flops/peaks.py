@@ -1,5 +1,7 @@
 """Peak matrix throughput of known devices, dense, from the vendor's data sheets."""
 
+import re
+
 import torch
 
 # Dense bf16/fp16 FLOP/s without sparsity. Matched in order, so the more special names come first.
@@ -32,5 +34,6 @@ def peak_flops_per_second(device: torch.device, precision: str) -> float | None:
 
 
 def named_peak(name: str) -> float | None:
-    """Dense FLOP/s in bfloat16 of a device by its name, or a part of it such as "H100"; None where it isn't known."""
-    return next((peak for known, peak in _DENSE_HALF_PRECISION if known.lower() in name.lower()), None)
+    """Dense FLOP/s in bfloat16 of a device by its name, or a word of it such as "H100"; None where it isn't known."""
+    words = [(rf"(?<![A-Za-z0-9]){known}(?![A-Za-z0-9])", peak) for known, peak in _DENSE_HALF_PRECISION]
+    return next((peak for word, peak in words if re.search(word, name, re.IGNORECASE)), None)

@@ -105,7 +105,7 @@ class Planner:
                 flops=entry.steps * self.flops_per_step(entry.phase),
                 hardware_flops=entry.steps * self.flops_per_step(entry.phase, setting.checkpointing),
             )
-        block_rows = lcm(setting.block_rows, *(entry.phase.bag_size for entry in schedule))
+        block_rows = lcm(setting.block_rows or 1, *(entry.phase.bag_size for entry in schedule))
         block_tokens = block_rows * (setting.seq_len + 1)
         plans = [
             RowPlan(e.name, e.phase.bag_size, e.phase.row_tokens(setting.seq_len), e.steps * setting.accumulate)
@@ -119,4 +119,4 @@ class Planner:
         if setting.unique_tokens is not None:
             return blocks * block_tokens / setting.unique_tokens
         there = [(corpus.share, corpus.blocks(block_tokens)) for corpus in setting.corpora]
-        return max((share * blocks / mine if mine else float("inf") for share, mine in there), default=None)
+        return max((round(share * blocks) / mine if mine else float("inf") for share, mine in there), default=None)

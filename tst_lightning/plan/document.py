@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tst_lightning.errors import ConfigError
 from tst_lightning.flops import convention
 from tst_lightning.modeling import count_parameters
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy
@@ -62,9 +63,14 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
         unique = round(min(corpus.manifest.train.tokens / corpus.share for corpus in setting.corpora))
     advice = recommend(parameters.total, baseline.total("positions"), parameters.active < parameters.total, unique)
     arms = [baseline]
-    advised = advice.cell and two_phases(advice.cell, advice.weighting or "uniform")
-    wanted: Mapping[str, PhaseStrategy] | None = setting.phases if len(setting.phases) > 1 else None
+    advised = None
+    if advice.cell is not None and _superposes(advice.cell, steps):
+        advised = two_phases(advice.cell, advice.weighting or "uniform")
+    is_baseline = all(isinstance(phase, NextTokenPhase) for phase in setting.phases.values())
+    wanted: Mapping[str, PhaseStrategy] | None = None if is_baseline else setting.phases
     if wishes.cell is not None:
+        if not _superposes(wishes.cell, steps):
+            raise ConfigError(f"--ratio {wishes.cell.ratio:g} of {steps:,} steps is less than one; give more of either")
         wanted = two_phases(wishes.cell, wishes.weighting)
     if wanted or advised:
         arms.append(planner.arm("tst", wanted or advised, steps))  # type: ignore[arg-type]
@@ -105,6 +111,11 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
     return document | {"notes": _notes(document, arms, setting)}, advice
 
 
+def _superposes(cell: Cell, steps: int) -> bool:
+    """Whether a ratio leaves at least a step of so many for superposition."""
+    return int(steps * cell.ratio) > 0
+
+
 def _arm(arm: Arm, wishes: Wishes) -> dict[str, Any]:
     hours = None if wishes.speed is None else arm.total("flops") / wishes.speed.flops_per_second / 3600
     return {
@@ -138,8 +149,10 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
     flops = {arm.total("flops") for arm in arms}
     if max(flops) > 1.001 * min(flops):
         notes.append("The arms take equally many steps, but not equally many FLOPs: their phases cost differently.")
+    if document["recommendation"]["superposition"] == "full" and len(arms) == 1:
+        notes.append("Of so few steps none is left for superposition at the recommended ratio.")
     for arm in arms:
-        if arm.block_rows != setting.block_rows and setting.corpora:
+        if setting.block_rows not in (None, arm.block_rows):
             notes.append(
                 f"'{arm.name}' needs data.block_rows {arm.block_rows} (now {setting.block_rows}); give every run that is to"
                 " be compared the same."

@@ -6,16 +6,17 @@ and one number a row), so the figure holds there too; what allocators and librar
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.fused_cross_entropy import chunk_rows
-from tst_lightning.modeling import CausalLM, all_alike, build_causal_lm, decoder_layers
+from tst_lightning.fused_cross_entropy import chunk_rows, in_one_chunk
+from tst_lightning.modeling import CausalLM, build_causal_lm, decoder_layers, experts_a_position
 from tst_lightning.phases import PhaseStrategy
 from tst_lightning.plan.setting import Setting
 
@@ -56,10 +57,6 @@ class Memory:
     peak: int
     checkpoint: int
 
-    def as_dict(self) -> dict[str, int]:
-        """By name."""
-        return asdict(self)
-
 
 def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     """Memory of one device.
@@ -81,12 +78,15 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         weights = sum(p.numel() for p in model.parameters())
         layers = list(decoder_layers(model.lm) or ())
         of_layers = sum(p.numel() for layer in layers for p in layer.parameters())
-        kept = max((_kept(model, phase, setting, autocast) for phase in phases), key=lambda kept: kept.total)
+        distinct = {(type(phase), phase.bag_size): phase for phase in phases}.values()
+        kept = max((_kept(model, phase, setting, autocast) for phase in distinct), key=lambda kept: kept.total)
     rows = setting.batch_size * setting.seq_len
     activations = kept.total
     if setting.checkpointing == "full":
         # One layer's activations at a time, and every layer's input.
-        activations = kept.outside + kept.a_layer + len(layers) * rows * setting.config.hidden_size * dtype.itemsize
+        activations = (
+            kept.outside + kept.largest_layer + len(layers) * rows * setting.config.hidden_size * dtype.itemsize
+        )
     width = (autocast or dtype).itemsize
     wide = max(4, width)
     share = setting.devices if setting.layout == "fsdp" else 1
@@ -95,16 +95,17 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     communication = {
         "single": 0,
         "ddp": weights * dtype.itemsize,
-        # The next layer is gathered while one is at work; embeddings and head are the root's, and stay.
-        "fsdp": (2 * of_layers // max(len(layers), 1) + weights - of_layers) * width,
+        # The next layer is gathered while one is at work; embeddings and head are the root's, and stay. Gradients are
+        # whole until they are shared out.
+        "fsdp": (3 * of_layers // max(len(layers), 1) + 2 * (weights - of_layers)) * width,
     }[setting.layout]
     # Logits in the products' dtype, log-probabilities in float32; the CPU's softmax widens its input first.
     per_position = setting.config.vocab_size * (
         width + wide + (wide if width < wide and setting.device_type == "cpu" else 0)
     )
-    logits = min(chunk_rows(setting.device_type), rows) * per_position
-    if width < wide:  # the head and its gradient of a chunk, in the products' dtype
-        logits += 2 * setting.config.vocab_size * setting.config.hidden_size * width
+    # In half precision also the head, and its gradient of a chunk, in the products' dtype.
+    of_head = 2 * setting.config.vocab_size * setting.config.hidden_size * width if width < wide else 0
+    logits = min(chunk_rows(setting.device_type), rows) * per_position + of_head
     # Gradients of earlier micro-batches stand already when the next one is at its height.
     standing = 2 * parameters + round(state / share) + communication
     return Memory(
@@ -114,7 +115,7 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         communication=communication,
         activations=activations,
         logits=logits,
-        whole_logits=rows * per_position,
+        whole_logits=rows * per_position + of_head,
         peak=standing + activations + logits,
         checkpoint=round(weights * dtype.itemsize + state),
     )
@@ -122,35 +123,44 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Bytes that autograd keeps: in all, of one layer, and outside of the layers."""
+    """Bytes that autograd keeps: in all, of the layer that keeps most, and outside of the layers."""
 
     total: int
-    a_layer: int
+    largest_layer: int
     outside: int
 
 
 def _kept(model: CausalLM, phase: PhaseStrategy, setting: Setting, autocast: torch.dtype | None) -> _Kept:
+    """Of passes with each kind of layer once and twice: another one keeps what the second did, positions are shared."""
     tokens = torch.zeros(setting.batch_size, phase.row_tokens(setting.seq_len), dtype=torch.int64)
     layers = decoder_layers(model.lm)
-    if layers is None or len(layers) < 2 or not all_alike(layers):
+    if layers is None:
         total = saved_bytes(model, phase, tokens, autocast)
-        count = max(len(layers or ()), 1)
-        return _Kept(total, total // count, 0)
+        return _Kept(total, total, 0)
     every = list(layers)
-    del layers[2:]
-    two = saved_bytes(model, phase, tokens, autocast)
-    del layers[1:]
-    one = saved_bytes(model, phase, tokens, autocast)
-    layers.extend(every[1:])
-    a_layer = two - one
-    return _Kept(one + (len(every) - 1) * a_layer, a_layer, one - a_layer)
+    of_kind: dict[str, int] = {}
+    of_layers: list[int] = []
+    outside = 0
+    for layer in every:
+        kind = str([type(layer), *((name, weight.shape) for name, weight in layer.named_parameters())])
+        if kind not in of_kind:
+            del layers[:]
+            layers.append(layer)
+            once = saved_bytes(model, phase, tokens, autocast)
+            layers.append(layer)
+            of_kind[kind] = saved_bytes(model, phase, tokens, autocast) - once
+            outside = once - of_kind[kind]
+        of_layers.append(of_kind[kind])
+    del layers[:]
+    layers.extend(every)
+    return _Kept(outside + sum(of_layers), max(of_layers), outside)
 
 
-def saved_bytes(model: nn.Module, phase: PhaseStrategy, tokens: Tensor, autocast: torch.dtype | None) -> int:
+def saved_bytes(model: CausalLM, phase: PhaseStrategy, tokens: Tensor, autocast: torch.dtype | None) -> int:
     """What autograd keeps of a forward pass until backward, parameters left out; each storage once.
 
     Args:
-        model: a :class:`CausalLM`, real or of fake tensors.
+        model: real, or of fake tensors.
         phase: whose loss is taken.
         tokens: (B, phase.row_tokens(L)) ids.
         autocast: dtype of autocast on the CPU; None for none.
@@ -161,19 +171,23 @@ def saved_bytes(model: nn.Module, phase: PhaseStrategy, tokens: Tensor, autocast
     known = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
     # Storages are held, so that none takes the address of one that is gone.
     found: dict[int, Any] = {}
-    stacks = {p.shape[1:] for p in model.parameters() if p.ndim == 3}
+    positions = len(tokens) * (tokens.shape[1] // phase.bag_size - 1)
+    sent = positions * (experts_a_position(model.lm.config) or 0)
+    stacks = {(sent, *p.shape[1:]) for p in model.parameters() if p.ndim == 3}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # The plain formula for experts keeps a copy of its expert's weights for each position; grouped products do not.
-        if storage._cdata not in known and not (tensor.ndim == 3 and tensor.shape[1:] in stacks):
+        if storage._cdata not in known and tuple(tensor.shape) not in stacks:
             found[storage._cdata] = storage
         return tensor
 
     enabled = autocast is not None
     with (
+        in_one_chunk() if isinstance(tokens, FakeTensor) else nullcontext(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", autocast or torch.bfloat16, enabled=enabled),
+        # Without its cache, or a layer that stands twice would keep one copy of its weights for both.
+        torch.autocast("cpu", autocast or torch.bfloat16, enabled=enabled, cache_enabled=False),
     ):
         model(tokens, phase)
     return sum(storage.nbytes() for storage in found.values())

@@ -34,7 +34,7 @@ class Setting:
         optimizer: from parameters to the optimizer.
         attention: as FLOPs count it, full or causal.
         checkpointing: of activations, none or full.
-        block_rows: the largest bag size that the data is laid out for; 1 where nothing says so.
+        block_rows: the largest bag size that the data is laid out for; None where nothing says so.
         pool_blocks: blocks whose rows are permuted together.
         corpora: to train on; empty where there are none yet.
         unique_tokens: to train on, as the user says; None where the corpora say.
@@ -54,7 +54,7 @@ class Setting:
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     attention: AttentionConvention = "full"
     checkpointing: ActivationCheckpointing = "none"
-    block_rows: int = 1
+    block_rows: int | None = None
     pool_blocks: int = 64
     corpora: tuple[Corpus, ...] = ()
     unique_tokens: int | None = None

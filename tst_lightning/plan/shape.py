@@ -46,11 +46,16 @@ def config_of_shape(shape: Shape, positions: int) -> "PreTrainedConfig":
         positions: the longest row.
 
     Raises:
-        ConfigError: heads that do not divide the width, experts without their number per token.
+        ConfigError: a size below 1, heads that do not divide the width, experts without their number per token, or sizes
+            that transformers refuses.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import LlamaConfig, Qwen3MoeConfig  # late, so that the options can be read without it
 
-    if shape.head_dim is None and shape.hidden_size % max(shape.heads, 1):
+    for key, size in vars(shape).items():
+        if size is not None and key not in ("tied", "experts", "experts_per_token") and size < 1:
+            raise ConfigError(f"shape.{key} is {size}; it must be at least 1")
+    if shape.head_dim is None and shape.hidden_size % shape.heads:
         raise ConfigError(
             f"shape.heads {shape.heads} does not divide shape.hidden_size {shape.hidden_size}; give shape.head_dim"
         )
@@ -60,21 +65,25 @@ def config_of_shape(shape: Shape, positions: int) -> "PreTrainedConfig":
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads or shape.heads,
-        "head_dim": shape.head_dim or shape.hidden_size // max(shape.heads, 1),
+        "head_dim": shape.head_dim or shape.hidden_size // shape.heads,
         "max_position_embeddings": positions,
         "tie_word_embeddings": shape.tied,
     }
-    if not shape.experts and not shape.experts_per_token:
-        return LlamaConfig(**shared, intermediate_size=shape.ffn)
-    if not 1 <= shape.experts_per_token <= shape.experts:
+    dense = not shape.experts and not shape.experts_per_token
+    if not dense and not 1 <= shape.experts_per_token <= shape.experts:
         raise ConfigError(
             f"shape.experts_per_token is {shape.experts_per_token} of {shape.experts} experts; it must lie between 1 and"
             " shape.experts"
         )
-    return Qwen3MoeConfig(
-        **shared,
-        intermediate_size=shape.ffn,
-        moe_intermediate_size=shape.ffn,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.experts_per_token,
-    )
+    try:
+        if dense:
+            return LlamaConfig(**shared, intermediate_size=shape.ffn)
+        return Qwen3MoeConfig(
+            **shared,
+            intermediate_size=shape.ffn,
+            moe_intermediate_size=shape.ffn,
+            num_experts=shape.experts,
+            num_experts_per_tok=shape.experts_per_token,
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"the shape makes no model ({type(error).__name__}: {str(error).splitlines()[0]})") from error
