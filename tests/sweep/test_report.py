@@ -11,12 +11,14 @@ from matplotlib import image
 
 from tests.sweep.plans import SEED, SHARE, SIZE, finish, plan_of
 from tests.sweep.test_surface import LR, setting
+from tst_lightning.compare.units import flops_text
 from tst_lightning.published import Cell, load_grids
 from tst_lightning.sweep import chart
 from tst_lightning.sweep.chart import draw_chart
 from tst_lightning.sweep.figure import draw_surface
 from tst_lightning.sweep.records import Ending, write_ending
 from tst_lightning.sweep.report import table, write_report
+from tst_lightning.sweep.results import by_setting, read_results, split
 from tst_lightning.sweep.surface import Surface, agreement
 
 
@@ -78,6 +80,58 @@ def test_runs_on_other_data_have_no_best_and_what_was_written_before_goes(grid: 
     report = write_report(grid)
     assert "The runs differ in validation data: their losses can't be ranked" in report.text
     assert not (grid.out / "best.yaml").exists()
+
+
+def test_scored_tokens_must_agree(grid: Any) -> None:
+    record = grid.run_dir(grid.cases[0]) / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"val_tokens": 5}))
+    assert "The runs differ in scored validation tokens: their losses can't be ranked" in write_report(grid).text
+    assert not (grid.out / "best.yaml").exists()
+
+
+def compute_plan(tmp_path: Path, flops_per_step: list[float], baseline: float = 10) -> Any:
+    """A baseline and as many settings, all finished, of 100 steps each."""
+    (tmp_path / "fit.yaml").touch()
+    sizes = list(range(2, 2 + len(flops_per_step)))
+    plan = plan_of(tmp_path, grid={SIZE: sizes}, list=None, baseline=str(tmp_path / "fit.yaml"))
+    for case in plan.cases:
+        each = baseline if case.baseline else flops_per_step[case.settings[SIZE] - 2]
+        finish(plan, case, 3.0, flops_per_step=each)
+        (plan.run_dir(case) / "config.yaml").write_text("run_dir: x\n")
+    return plan
+
+
+def test_settings_of_unequal_compute_have_no_best(tmp_path: Path) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10.06]))
+    text = " ".join(report.text.split())
+    assert (
+        "note The settings spent unequal compute, 1.00 kFLOP to 1.01 kFLOP: their losses rank length or size," in text
+    )
+    assert "optimistic" not in text
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["best"] is None
+    assert [file.name for file in report.files] == ["sweep.json", "loss.png"]
+
+
+def test_phases_may_differ_by_a_rounding_of_steps(tmp_path: Path) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10.04]))
+    assert "compute" not in report.text and (tmp_path / "out" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("baseline", [5, 20])
+def test_a_baseline_of_other_compute_is_said_and_keeps_nothing_from_being_best(tmp_path: Path, baseline: int) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10], baseline))
+    said = f"The baseline spent {flops_text(100 * baseline)}, the swept settings 1.00 kFLOP: a difference in loss"
+    assert said in " ".join(report.text.split())
+    assert (tmp_path / "out" / "best.yaml").exists()
+
+
+def test_baselines_of_unequal_compute_are_no_reference(tmp_path: Path) -> None:
+    (tmp_path / "fit.yaml").touch()
+    plan = plan_of(tmp_path, grid={"steps": [1, 2]}, list=None, baseline=str(tmp_path / "fit.yaml"))
+    for case in plan.cases[:2]:  # the baseline's; of the others none has finished
+        finish(plan, case, 3.0, flops_per_step=10 * case.settings["steps"])
+    settings = by_setting(read_results(plan))
+    assert split(settings)[1] is None and "compute" not in write_report(plan).text
 
 
 def test_a_sweep_without_results_writes_its_cases(tmp_path: Path) -> None:
