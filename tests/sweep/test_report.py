@@ -18,7 +18,6 @@ from tst_lightning.sweep.chart import draw_chart
 from tst_lightning.sweep.figure import draw_surface
 from tst_lightning.sweep.records import Ending, write_ending
 from tst_lightning.sweep.report import table, write_report
-from tst_lightning.sweep.results import by_setting, read_results, split
 from tst_lightning.sweep.surface import Surface, agreement
 
 
@@ -42,7 +41,7 @@ def test_report_of_a_surface(grid: Any) -> None:
     assert [file.name for file in report.files] == ["sweep.json", "best.yaml", "surface.png"]
     assert image.imread(grid.out / "surface.png").shape[:2] == (1365, 1950)
     document = json.loads((grid.out / "sweep.json").read_text())
-    assert len(document["cases"]) == report.count("finished") == 10
+    assert len(document["cases"]) == len(report.names("finished")) == 10
     first = document["cases"][2]
     assert (first["name"], first["final_val_loss"], first["tokens"], first["seed"]) == (
         *("bag_size2-share0.1-seed1", pytest.approx(3.31), 10_000, 1),
@@ -70,7 +69,7 @@ def test_a_failed_seed_takes_its_setting_out_of_the_running(grid: Any) -> None:
     assert f"failed    {case.name}, exit code 1: the loss was not finite\n" in report.text
     assert f"log: {grid.run_dir(case)}/log.txt" in report.text
     assert "2    0.1     3.3200       -  1 of 2" in report.text
-    assert report.count("failed") == 1
+    assert report.names("failed") == [case.name]
 
 
 def test_runs_on_other_data_have_no_best_and_what_was_written_before_goes(grid: Any) -> None:
@@ -125,18 +124,9 @@ def test_a_baseline_of_other_compute_is_said_and_keeps_nothing_from_being_best(t
     assert (tmp_path / "out" / "best.yaml").exists()
 
 
-def test_baselines_of_unequal_compute_are_no_reference(tmp_path: Path) -> None:
-    (tmp_path / "fit.yaml").touch()
-    plan = plan_of(tmp_path, grid={"steps": [1, 2]}, list=None, baseline=str(tmp_path / "fit.yaml"))
-    for case in plan.cases[:2]:  # the baseline's; of the others none has finished
-        finish(plan, case, 3.0, flops_per_step=10 * case.settings["steps"])
-    settings = by_setting(read_results(plan))
-    assert split(settings)[1] is None and "compute" not in write_report(plan).text
-
-
 def test_a_sweep_without_results_writes_its_cases(tmp_path: Path) -> None:
     report = write_report(plan_of(tmp_path, {LR: 1.0}, {LR: 2.0}))
-    assert [file.name for file in report.files] == ["sweep.json"] and report.count("waiting") == 2
+    assert [file.name for file in report.files] == ["sweep.json"] and report.names("waiting") == ["lr1.0", "lr2.0"]
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:
