@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, tiny_config
+from tests.sweep.plans import finish, plan_of
 from tst_lightning.__main__ import main
+from tst_lightning.sweep.queues import StudyQueue
+from tst_lightning.sweep.records import locked
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 LR = "model.optimizer.init_args.lr"
@@ -68,6 +71,31 @@ def test_refusals(words: list[str], says: str, capsys: pytest.CaptureFixture[str
     assert main(["sweep", *words]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
+
+
+def test_runs_of_another_process_are_named_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path, {LR: 1.0}, {LR: 2.0})
+    words = ["sweep", "--fit", str(tmp_path / "fit.yaml"), "--out", str(plan.out), "--grid", f"{LR}=1.0,2.0"]
+    finish(plan, plan.cases[0], 3.0)
+    (plan.run_dir(plan.cases[0]) / "config.yaml").write_text("run_dir: x\n")
+    with locked(plan.run_dir(plan.cases[1])):
+        assert main([*words, "--devices", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("sweep     2 runs, 1 finished, 1 running elsewhere; 1 at a time in ")
+        assert "\nrunning elsewhere: 1 of 2 runs, in other processes: lr2.0; give the same command again" in out
+        assert main([*words, "--dry_run"]) == 0
+        assert "2 runs, 1 finished, 1 running elsewhere; nothing was started" in capsys.readouterr().out
+
+
+def test_runs_that_a_killed_worker_has_left_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    plan = plan_of(tmp_path, {LR: 1.0})
+    storage = f"journal:{tmp_path}/journal"
+    assert StudyQueue(plan, storage).take()  # and no more is heard of that worker
+    words = ["sweep", "--fit", str(tmp_path / "fit.yaml"), "--out", str(plan.out), "--grid", f"{LR}=1.0"]
+    assert main([*words, "--devices", "cpu", "--storage", storage]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 1 of 1 runs have not ended, though no process is at work on them: lr1.0; give the")
 
 
 @pytest.mark.slow

@@ -52,9 +52,9 @@ class Report:
     text: str
     files: list[Path]
 
-    def count(self, status: str) -> int:
-        """Number of cases of a status."""
-        return sum(result.status == status for result in self.results)
+    def names(self, status: str) -> list[str]:
+        """The cases of a status."""
+        return [result.case.name for result in self.results if result.status == status]
 
 
 def write_report(plan: Plan) -> Report:
