@@ -57,7 +57,7 @@ def test_keys_that_move_together_may_be_set_as_well(fit: str) -> None:
         ({"list": {"a": 1}}, "list: expected a list of cases"),
         ({"list": [3]}, "list: expected a mapping of keys to values, got 3"),
         ({"set": {"run_dir": "x"}}, "'run_dir' is given to each run by the sweep itself"),
-        ({"set": {"a": 2}}, "'a' is given twice by set and grid (in here, or beside it); it has either one value"),
+        ({"set": {"a": 2}}, "'a' is given twice by set and grid, in here or beside it; it has either one value"),
         ({"grid": {"a,b": [1], "b": [2]}}, "'b' is given twice by set and grid"),
         ({"list": [{"a": 1}]}, "the case a1 is given twice"),
         (

@@ -62,8 +62,8 @@ def make_plan(out: str, content: dict[str, Any], where: str) -> Plan:
     given = [*fixed, *(part for key in grid for part in key.split(","))]
     if twice := [key for key in given if given.count(key) > 1]:
         raise ConfigError(
-            f"'{twice[0]}' is given twice by set and grid (in {where}, or beside it); it has either one value for every"
-            " run or a list to try: leave one out"
+            f"'{twice[0]}' is given twice by set and grid, in {where} or beside it; it has either one value for every run"
+            " or a list to try: leave one out"
         )
     listed = content.get("list") or []
     if not isinstance(listed, list):
