@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.compare.run_folders import record
 from tests.conftest import ROOT, tiny_config
+from tests.sweep.plans import finish, plan_of, stand_in
 from tst_lightning.__main__ import main
+from tst_lightning.sweep import process
+from tst_lightning.sweep.queues import StudyQueue
+from tst_lightning.sweep.records import locked
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 LR = "model.optimizer.init_args.lr"
@@ -70,14 +75,61 @@ def test_refusals(words: list[str], says: str, capsys: pytest.CaptureFixture[str
     assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
 
 
+def test_runs_of_another_process_are_named_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path, {LR: 1.0}, {LR: 2.0})
+    words = ["sweep", "--fit", str(tmp_path / "fit.yaml"), "--out", str(plan.out), "--grid", f"{LR}=1.0,2.0"]
+    finish(plan, plan.cases[0], 3.0)
+    (plan.run_dir(plan.cases[0]) / "config.yaml").write_text("run_dir: x\n")
+    with locked(plan.run_dir(plan.cases[1])):
+        assert main([*words, "--devices", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("sweep     2 runs, 1 finished, 1 running elsewhere; 1 at a time in ")
+        assert "\nrunning elsewhere: 1 of 2 runs, in other processes: lr2.0; give the same command again" in out
+        assert main([*words, "--dry_run"]) == 0
+        assert "2 runs, 1 finished, 1 running elsewhere; nothing was started" in capsys.readouterr().out
+
+
+def test_runs_that_a_killed_worker_has_left_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    plan = plan_of(tmp_path, {LR: 1.0})
+    storage = f"journal:{tmp_path}/journal"
+    assert StudyQueue(plan, storage).take()  # and no more is heard of that worker
+    words = ["sweep", "--fit", str(tmp_path / "fit.yaml"), "--out", str(plan.out), "--grid", f"{LR}=1.0"]
+    assert main([*words, "--devices", "cpu", "--storage", storage]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 1 of 1 runs have not ended, though no process is at work on them: lr1.0; give the")
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_retried_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process, "command", stand_in)
+    plan = plan_of(tmp_path, {"loss": 3.0}, {"exit": 1}, {"loss": 2.0})
+    plan.out.mkdir()
+    (plan.out / "record.json").write_text(json.dumps(record()))
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"fit: {tmp_path}/fit.yaml\nlist: [{{loss: 3.0}}, {{exit: 1}}, {{loss: 2.0}}]\n")
+    words = ["sweep", "--config", str(sweep), "--out", str(plan.out), "--devices", "cpu"]
+
+    def started(*more: str) -> list[str]:
+        assert main([*words, *more]) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: 1 of 3 runs failed, as listed above")
+        return [line.split()[1] for line in captured.out.splitlines() if line.startswith("started")]
+
+    assert started() == ["loss3.0", "exit1", "loss2.0"]
+    assert started() == []
+    assert started("--retry_failed") == ["exit1"]
+
+
 @pytest.mark.slow
 def test_a_sweep_of_real_runs(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One finishes, one diverges; called again nothing is started, and the failed one only on request."""
+    """One finishes and one diverges, at the same time; called again nothing is started, and `tst fit` takes the best."""
     config = tmp_path / "tst.yaml"
     config.write_text(yaml.safe_dump(tiny_config(tmp_path / "none", shards), sort_keys=False))
     out = tmp_path / "out"
     words = ["sweep", "--fit", str(config), "--out", str(out), "--devices", "cpu:2", "--grid", f"{LR}=1e-3,1e30"]
-    words += ["--set", "trainer.max_steps=10"]
+    words += ["--set", "trainer.max_steps=5"]
     assert main(words) == 1
     captured = capsys.readouterr()
     assert "finished  lr0.001 in " in captured.out and "failed    lr1e+30, exit code 1: the " in captured.out
@@ -92,14 +144,9 @@ def test_a_sweep_of_real_runs(tmp_path: Path, shards: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.out.startswith(f"sweep     2 runs, 1 finished, 1 failed; 2 at a time in {out}\n")
     assert "started" not in captured.out
-    assert main([*words, "--retry_failed"]) == 1
-    said = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("started")]
-    assert said == [["started", "lr1e+30"]]
-    assert (out / "lr0.001" / "log.txt").read_text() == logged
 
-    capsys.readouterr()
-    assert main(["fit", "--config", str(out / "best.yaml")]) == 2
-    assert "run_dir is not given" in capsys.readouterr().err
-    assert main(["fit", "--config", str(out / "best.yaml"), "--run_dir", str(tmp_path / "best")]) == 0
-    saved = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (out / "lr0.001", tmp_path / "best")]
-    assert saved[0] | {"run_dir": saved[1]["run_dir"]} == saved[1]
+    saved = yaml.safe_load((out / "lr0.001" / "config.yaml").read_text())
+    assert yaml.safe_load((out / "best.yaml").read_text()) == {k: v for k, v in saved.items() if k != "run_dir"}
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", str(out / "best.yaml"), "--run_dir", str(tmp_path / "best"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == saved["model"]

@@ -33,6 +33,7 @@ columns |= {f"compute/{key}": 100 for key in ("step", "flops", "tokens", "positi
 csv = run_dir / "csv" / "version_0" / "metrics.csv"
 csv.parent.mkdir(parents=True)
 csv.write_text(",".join(columns) + "\n" + ",".join(map(str, columns.values())) + "\n")
+(run_dir / "config.yaml").write_text("run_dir: x\n")
 (run_dir / "run.json").write_text(json.dumps(record | {"status": settings.get("status", "finished")}))
 """
 

@@ -57,6 +57,8 @@ def test_keys_that_move_together_may_be_set_as_well(fit: str) -> None:
         ({"list": {"a": 1}}, "list: expected a list of cases"),
         ({"list": [3]}, "list: expected a mapping of keys to values, got 3"),
         ({"set": {"run_dir": "x"}}, "'run_dir' is given to each run by the sweep itself"),
+        ({"set": {"a": 2}}, "'a' is given twice by set and grid, in here or beside it; it has either one value"),
+        ({"grid": {"a,b": [1], "b": [2]}}, "'b' is given twice by set and grid"),
         ({"list": [{"a": 1}]}, "the case a1 is given twice"),
         (
             {"grid": {SIZE: [2, 3, 8]}},
@@ -76,6 +78,26 @@ def test_block_rows_may_move_with_the_bag_size_or_be_set(fit: str) -> None:
     make_plan("out", {"fit": fit, "grid": {f"{SIZE},data.block_rows": [3, 8]}}, "here")
     with pytest.raises(ConfigError, match=r"block_rows is 6, which bag size 4 .* is 12"):
         make_plan("out", {"fit": fit, "grid": {"data.block_rows": [4, 6, 12], SIZE: [4, 6]}, "baseline": fit}, "here")
+
+
+def test_the_baseline_reads_the_same_blocks(tmp_path: Path, fit: str) -> None:
+    other = tmp_path / "baseline.yaml"
+    other.write_text("data: {shards: x}\n")  # where block_rows is 1
+    content = {"fit": fit, "baseline": str(other), "grid": {SIZE: [2, 4]}}
+    with pytest.raises(
+        ConfigError, match=r"is 4 in the swept runs and 1 in the baseline, .*: give --set data.block_rows=4"
+    ):
+        make_plan("out", content, "here")
+    make_plan("out", content | {"set": {"data.block_rows": 4}}, "here")
+    make_plan("out", content | {"grid": {f"{SIZE},data.block_rows": [2, 4]}}, "here")
+    other.write_text("data: [")  # is left for fit to refuse
+    make_plan("out", content, "here")
+
+
+@pytest.mark.parametrize("value", [5, None, "data.yaml"])
+def test_a_value_in_place_of_the_whole_data_is_left_for_fit(fit: str, value: Any) -> None:
+    make_plan("out", {"fit": fit, "grid": {SIZE: [2, 4]}, "set": {"data": value}, "baseline": fit}, "here")
+    make_plan("out", {"fit": fit, "grid": {SIZE: [2, 4]}, "set": {"model.phases": value}, "baseline": fit}, "here")
 
 
 def test_a_file_that_is_no_yaml_is_left_for_fit_to_refuse(tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.compare.run_folders import record
-from tests.sweep.plans import plan_of, stand_in
+from tests.sweep.plans import finish, plan_of, stand_in
 from tst_lightning.errors import ConfigError, Stopped
-from tst_lightning.sweep import process
+from tst_lightning.sweep import process, records
+from tst_lightning.sweep.cases import Case
 from tst_lightning.sweep.devices import Device
 from tst_lightning.sweep.plan import Plan
 from tst_lightning.sweep.pool import Pool
@@ -29,10 +31,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "record.json").write_text(json.dumps(record()))
 
-    def start(plan: Plan, devices: int = 1) -> list[str]:
+    def start(plan: Plan, devices: int = 1, cases: Sequence[Case] | None = None) -> list[str]:
         said: list[str] = []
         places = [Device(f"place {i}", {}) for i in range(devices)]
-        Pool(plan, LocalQueue(plan.cases), places, said.append).run()
+        Pool(plan, LocalQueue(plan.cases if cases is None else cases), places, said.append).run()
         return said
 
     return start
@@ -49,7 +51,7 @@ def test_every_case_is_run_and_a_failure_leaves_the_others_be(tmp_path: Path, ru
         "loss3.0": ("finished", 0),
         "exit1": ("failed", 1),
         "loss2.0": ("finished", 0),
-        "exit2": ("failed", 2),  # the first run was not refused, so it is this one's own
+        "exit2": ("failed", 2),  # others were not refused, so it is this one's own
         "loss1.0-status_stopped": ("failed", 0),  # a time limit, or early stopping: not what was asked for
     }
     assert said[0] == "started   loss3.0 on place 0"
@@ -77,10 +79,29 @@ def test_the_first_refusal_ends_the_sweep_and_is_no_failure(tmp_path: Path, run:
     assert statuses(plan) == {"exit2": ("waiting", None), "loss2.0": ("waiting", None)}
 
 
-def test_a_run_that_another_process_holds_is_left_out(tmp_path: Path, run: Any) -> None:
+def test_a_refusal_after_any_run_has_finished_is_a_failure(tmp_path: Path, run: Any) -> None:
+    """In this process or an earlier one: else a case that is refused would stop the sweep whenever it is called."""
+    plan = plan_of(tmp_path, {"exit": 2}, {"loss": 2.0}, {"loss": 4.0})
+    finish(plan, plan.cases[2], 4.0)
+    said = run(plan, cases=plan.cases[:2])
+    assert "failed    exit2, exit code 2: made to fail" in said
+    assert statuses(plan) == {"exit2": ("failed", 2), "loss2.0": ("finished", 0), "loss4.0": ("finished", 0)}
+
+
+def test_a_failure_is_no_sign_that_the_sweep_fits(tmp_path: Path, run: Any) -> None:
+    plan = plan_of(tmp_path, {"exit": 1}, {"exit": 2}, {"loss": 2.0})
+    with pytest.raises(ConfigError, match="exit2 is refused, so nothing more is started"):
+        run(plan)
+    assert statuses(plan) == {"exit1": ("failed", 1), "exit2": ("waiting", None), "loss2.0": ("waiting", None)}
+
+
+def test_a_run_that_another_process_holds_is_left_out(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_PATIENCE_SECONDS", 0.1)
     plan = plan_of(tmp_path, {"loss": 3.0}, {"loss": 2.0})
     with locked(plan.run_dir(plan.cases[0])):
-        assert "left out  loss3.0: another process is at work on it" in run(plan)
+        assert "left out  loss3.0: running elsewhere, another process holds its folder" in run(plan)
         assert statuses(plan) == {"loss3.0": ("running", None), "loss2.0": ("finished", 0)}
 
 
@@ -103,15 +124,18 @@ def test_a_second_signal_kills(tmp_path: Path, run: Any) -> None:
     assert read_ending(plan.run_dir(plan.cases[0]), plan.cases[0]) is None
 
 
-def test_a_run_that_the_system_kills_has_failed(tmp_path: Path, run: Any) -> None:
-    plan = plan_of(tmp_path, {"loss": 3.0, "exit": -9})
-    kill = "import os, signal; print('at work', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}")]
+)
+def test_a_run_that_the_system_kills_has_failed(tmp_path: Path, run: Any, number: int, name: str) -> None:
+    plan = plan_of(tmp_path, {"loss": 3.0})
+    kill = f"import os; print('at work', flush=True); os.kill(os.getpid(), {int(number)})"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "command", lambda case, run_dir: [process.sys.executable, "-c", kill])
         run(plan)
     (result,) = read_results(plan)
-    assert (result.status, result.exit_code) == ("failed", -9)
-    assert result.message == "killed by SIGKILL; its last line was: at work"
+    assert (result.status, result.exit_code) == ("failed", -number)
+    assert result.message == f"killed by {name}; its last line was: at work"
 
 
 def test_last_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib import image
 
 from tests.sweep.plans import SEED, SHARE, SIZE, finish, plan_of
 from tests.sweep.test_surface import LR, setting
+from tst_lightning.compare.units import flops_text
 from tst_lightning.published import Cell, load_grids
 from tst_lightning.sweep import chart
 from tst_lightning.sweep.chart import draw_chart
@@ -40,7 +41,7 @@ def test_report_of_a_surface(grid: Any) -> None:
     assert [file.name for file in report.files] == ["sweep.json", "best.yaml", "surface.png"]
     assert image.imread(grid.out / "surface.png").shape[:2] == (1365, 1950)
     document = json.loads((grid.out / "sweep.json").read_text())
-    assert len(document["cases"]) == report.count("finished") == 10
+    assert len(document["cases"]) == len(report.names("finished")) == 10
     first = document["cases"][2]
     assert (first["name"], first["final_val_loss"], first["tokens"], first["seed"]) == (
         *("bag_size2-share0.1-seed1", pytest.approx(3.31), 10_000, 1),
@@ -68,7 +69,7 @@ def test_a_failed_seed_takes_its_setting_out_of_the_running(grid: Any) -> None:
     assert f"failed    {case.name}, exit code 1: the loss was not finite\n" in report.text
     assert f"log: {grid.run_dir(case)}/log.txt" in report.text
     assert "2    0.1     3.3200       -  1 of 2" in report.text
-    assert report.count("failed") == 1
+    assert report.names("failed") == [case.name]
 
 
 def test_runs_on_other_data_have_no_best_and_what_was_written_before_goes(grid: Any) -> None:
@@ -80,9 +81,52 @@ def test_runs_on_other_data_have_no_best_and_what_was_written_before_goes(grid: 
     assert not (grid.out / "best.yaml").exists()
 
 
+def test_scored_tokens_must_agree(grid: Any) -> None:
+    record = grid.run_dir(grid.cases[0]) / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"val_tokens": 5}))
+    assert "The runs differ in scored validation tokens: their losses can't be ranked" in write_report(grid).text
+    assert not (grid.out / "best.yaml").exists()
+
+
+def compute_plan(tmp_path: Path, flops_per_step: list[float], baseline: float = 10) -> Any:
+    """A baseline and as many settings, all finished, of 100 steps each."""
+    (tmp_path / "fit.yaml").touch()
+    sizes = list(range(2, 2 + len(flops_per_step)))
+    plan = plan_of(tmp_path, grid={SIZE: sizes}, list=None, baseline=str(tmp_path / "fit.yaml"))
+    for case in plan.cases:
+        each = baseline if case.baseline else flops_per_step[case.settings[SIZE] - 2]
+        finish(plan, case, 3.0, flops_per_step=each)
+        (plan.run_dir(case) / "config.yaml").write_text("run_dir: x\n")
+    return plan
+
+
+def test_settings_of_unequal_compute_have_no_best(tmp_path: Path) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10.06]))
+    text = " ".join(report.text.split())
+    assert (
+        "note The settings spent unequal compute, 1.00 kFLOP to 1.01 kFLOP: their losses rank length or size," in text
+    )
+    assert "optimistic" not in text
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["best"] is None
+    assert [file.name for file in report.files] == ["sweep.json", "loss.png"]
+
+
+def test_phases_may_differ_by_a_rounding_of_steps(tmp_path: Path) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10.04]))
+    assert "compute" not in report.text and (tmp_path / "out" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("baseline", [5, 20])
+def test_a_baseline_of_other_compute_is_said_and_keeps_nothing_from_being_best(tmp_path: Path, baseline: int) -> None:
+    report = write_report(compute_plan(tmp_path, [10, 10], baseline))
+    said = f"The baseline spent {flops_text(100 * baseline)}, the swept settings 1.00 kFLOP: a difference in loss"
+    assert said in " ".join(report.text.split())
+    assert (tmp_path / "out" / "best.yaml").exists()
+
+
 def test_a_sweep_without_results_writes_its_cases(tmp_path: Path) -> None:
     report = write_report(plan_of(tmp_path, {LR: 1.0}, {LR: 2.0}))
-    assert [file.name for file in report.files] == ["sweep.json"] and report.count("waiting") == 2
+    assert [file.name for file in report.files] == ["sweep.json"] and report.names("waiting") == ["lr1.0", "lr2.0"]
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:

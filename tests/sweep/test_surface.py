@@ -6,24 +6,36 @@ from typing import Any
 
 import pytest
 
+from tests.compare.run_folders import run
 from tests.sweep.plans import SEED, SHARE, SIZE, finish, plan_of
 from tst_lightning.published import Cell, load_grids
 from tst_lightning.sweep.cases import Case, Settings
-from tst_lightning.sweep.results import Setting, best_of, by_setting, differences, read_results, split
+from tst_lightning.sweep.results import (
+    Result,
+    Setting,
+    at_equal_compute,
+    best_of,
+    by_setting,
+    differences,
+    read_results,
+    split,
+)
 from tst_lightning.sweep.surface import Agreement, Surface, agreement, axes_of, nearest_grid, surface_of, weighting_of
 
 LR = "model.optimizer.init_args.lr"
 
 
-class Loss:
-    """A result by its loss alone; None where the run has failed."""
-
-    def __init__(self, loss: float | None) -> None:
-        self.loss = loss
-
-
-def setting(settings: Settings, *losses: float | None, baseline: bool = False) -> Setting:
-    return Setting(settings, baseline, tuple(map(Loss, losses)))  # type: ignore[arg-type]
+def setting(settings: Settings, *losses: float | None, baseline: bool = False, flops: int = 100) -> Setting:
+    """By final losses alone; None where the run has failed."""
+    case = Case("a", (), settings, baseline=baseline)
+    return Setting(
+        settings,
+        baseline,
+        tuple(
+            Result(case, "failed") if loss is None else Result(case, "finished", run=run("a", [(flops, loss)]))
+            for loss in losses
+        ),
+    )
 
 
 def test_mean_and_spread_over_seeds() -> None:
@@ -40,6 +52,17 @@ def test_the_best_has_finished_with_every_seed_and_is_no_baseline() -> None:
     reference = setting({}, 0.5, baseline=True)
     assert split([reference, good]) == ([good], reference)
     assert split([good, setting({}, None, baseline=True)]) == ([good], None)
+
+
+def test_there_is_no_best_at_unequal_compute() -> None:
+    """Where a loss ranks length or size; 0.5% is a rounding of phases."""
+    short, long, other = (setting({"a": flops}, 2.0, flops=flops) for flops in (10_000, 10_051, 10_050))
+    assert best_of([short, long]) is None and best_of([short, other]) is short
+    assert at_equal_compute([]) and at_equal_compute([setting({}, None)])
+    unfinished = setting({"a": 1}, 1.0, None, flops=20_000)
+    assert best_of([unfinished, short]) is None, "of the runs that have finished, every one counts"
+    references = [setting({"a": i}, 1.0, flops=100 * i, baseline=True) for i in (1, 2)]
+    assert split([*references, short, other]) == ([short, other], None)
 
 
 def test_results_are_read_and_grouped(tmp_path: Path) -> None:

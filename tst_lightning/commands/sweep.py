@@ -32,8 +32,9 @@ def main(name: str, arguments: list[str]) -> None:
         arguments: the words after it.
 
     Raises:
-        ConfigError: what was asked for can't be run, or the first run was refused.
-        RunError: runs have failed, now or earlier.
+        ConfigError: what was asked for can't be run, or a run was refused before any had finished.
+        RunError: runs have failed, now or earlier, or are left over with no process at work on them. Those that run
+            elsewhere, in a live process, are named and are no error.
         Stopped: a signal came.
     """
     options = _parser(name).parse_args(arguments)
@@ -135,7 +136,8 @@ def _queue(plan: Plan, options: Any, due: list[Case]) -> CaseQueue:
 
 def _counted(states: dict[str, str]) -> str:
     count = Counter(states.values())
-    parts = [f"{count[status]} {status}" for status in ("finished", "failed", "running", "waiting") if count[status]]
+    words = {"finished": "finished", "failed": "failed", "running": "running elsewhere", "waiting": "waiting"}
+    parts = [f"{count[status]} {word}" for status, word in words.items() if count[status]]
     return f"{len(states)} runs, {', '.join(parts)}"
 
 
@@ -151,14 +153,22 @@ def _finish(plan: Plan) -> None:
     print(f"\n{report.text}\n\nwritten:")
     for file in report.files:
         print(f"  {file}")
-    failed, left = report.count("failed"), report.count("waiting") + report.count("running")
-    if left:
+    cases = len(plan.cases)
+    if running := report.names("running"):
         print(
-            f"{left} of {len(plan.cases)} runs are with other workers, or were when these were killed: give the same"
-            " command again later, with --retry_failed if no worker is left"
+            f"running elsewhere: {len(running)} of {cases} runs, in other processes: {', '.join(running)}; give the same"
+            " command again when these have ended"
         )
-    if failed:
-        raise RunError(
-            f"{failed} of {len(plan.cases)} runs failed, as listed above; the others are not touched by that. Run them"
-            " again by the same command with --retry_failed"
+    problems = []
+    if failed := report.names("failed"):
+        problems.append(
+            f"{len(failed)} of {cases} runs failed, as listed above; the others are not touched by that. Run them again"
+            " by the same command with --retry_failed"
         )
+    if left := report.names("waiting"):
+        problems.append(
+            f"{len(left)} of {cases} runs have not ended, though no process is at work on them: {', '.join(left)}; give"
+            " the same command again, with --retry_failed if a worker of --storage was killed"
+        )
+    if problems:
+        raise RunError(". ".join(problems))

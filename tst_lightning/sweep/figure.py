@@ -97,8 +97,8 @@ def _curves(axes: "Axes", surface: Surface, along: int) -> None:
         )
     if surface.baseline is not None:
         axes.axhline(surface.baseline, color=REFERENCE, linewidth=1.2, linestyle="--", label="baseline")
-    best = "" if np.isnan(list(surface.deviations.values())).all() else "; bars: standard deviation over seeds"
-    axes.set_title(f"loss over {'s, a line for each r' if along == 0 else 'r, a line for each s'}{best}")
+    bars = "" if np.isnan(list(surface.deviations.values())).all() else "; bars: standard deviation over seeds"
+    axes.set_title(f"loss over {'s, a line for each r' if along == 0 else 'r, a line for each s'}{bars}")
     axes.set_xlabel("bag size s" if along == 0 else "share of steps in superposition r")
     if along == 0:
         scale_numbers(axes, steps)

@@ -45,8 +45,9 @@ def make_plan(out: str, content: dict[str, Any], where: str) -> Plan:
         where: it is from, for messages.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong kind, no configuration, a file that is not there, nothing to
-            sweep, the same case twice, or bag sizes that ``data.block_rows`` is no multiple of.
+        ConfigError: an unknown key, a value of the wrong kind, a key given twice, no configuration, a file that is not
+            there, nothing to sweep, the same case twice, bag sizes that ``data.block_rows`` is no multiple of, or a
+            baseline with another ``data.block_rows``.
     """
     if unknown := [key for key in content if key not in KEYS]:
         raise ConfigError(f"'{unknown[0]}' is no key of a sweep (in {where}); the keys are {', '.join(KEYS)}")
@@ -58,6 +59,12 @@ def make_plan(out: str, content: dict[str, Any], where: str) -> Plan:
             raise ConfigError(
                 f"grid '{key}': expected a list of values, got {values!r} (in {where}); write dotted keys"
             )
+    given = [*fixed, *(part for key in grid for part in key.split(","))]
+    if twice := [key for key in given if given.count(key) > 1]:
+        raise ConfigError(
+            f"'{twice[0]}' is given twice by set and grid, in {where} or beside it; it has either one value for every run"
+            " or a list to try: leave one out"
+        )
     listed = content.get("list") or []
     if not isinstance(listed, list):
         raise ConfigError(f"list: expected a list of cases, each a mapping of keys to values, got {listed!r}")
@@ -138,25 +145,37 @@ def _number(value: Any) -> Any:
 
 
 def _check_block_rows(cases: Sequence[Case]) -> None:
-    """``data.block_rows`` must fit every bag size, and be one for all runs, which then read the same blocks.
+    """``data.block_rows`` must fit every bag size and, unless it is swept, be one for all runs: they read the same blocks.
 
     ``tst fit`` refuses one that does not fit, but only once that case's turn has come, which may be hours later.
     """
     sizes_of: dict[str, set[int]] = {}
     unfit: list[tuple[int, int]] = []
+    given: set[int] = set()
     for case in cases:
         config = _composed(case)
+        if config is None:
+            continue
         phases = [_mapping(phase) for phase in _mapping(_mapping(config.get("model")).get("phases")).values()]
         sizes = {(_mapping(phase.get("init_args")) | phase).get("bag_size") for phase in phases}
         sizes_of[case.name] = {size for size in sizes if type(size) is int and size > 0}
-        rows = _mapping(config.get("data")).get("block_rows", 1)
+        data = config.get("data", {})
+        rows = data.get("block_rows", 1) if isinstance(data, dict) else None  # what `data` then is, fit itself must say
         if type(rows) is int:
             unfit += [(rows, size) for size in sorted(sizes_of[case.name]) if rows % size]
+            given.add(rows)
     if unfit:
         (rows, size), least = unfit[0], math.lcm(*set().union(*sizes_of.values()))
         raise ConfigError(
             f"data.block_rows is {rows}, which bag size {size} does not divide; the least that fits every bag size of the"
             f" sweep is {least}: give --set data.block_rows={least}, or `data.block_rows: {least}` below `set:`"
+        )
+    parts = {part for case in cases for key in case.settings for part in key.split(",")}
+    is_swept = not parts.isdisjoint({"data", "data.block_rows"})
+    if len(given) > 1 and not is_swept:  # the last case is none of the baseline, and all of its kind have the same
+        raise ConfigError(
+            f"data.block_rows is {rows} in the swept runs and {(given - {rows}).pop()} in the baseline, which would read"
+            f" other blocks of the data: give --set data.block_rows={rows}, or `data.block_rows: {rows}` below `set:`"
         )
 
 
@@ -164,14 +183,14 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _composed(case: Case) -> dict[str, Any]:
-    """The run's configuration as far as plain YAML tells, without the defaults of ``tst fit``."""
+def _composed(case: Case) -> dict[str, Any] | None:
+    """The run's configuration as far as plain YAML tells, without the defaults of ``tst fit``; None if it tells nothing."""
     config: dict[str, Any] = {}
     for path in case.configs:
         try:
             _merge(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-            return {}  # the first run's own refusal is the clearer one
+            return None  # the first run's own refusal is the clearer one
     for key, value in case.overrides().items():
         for part in reversed(key.split(".")):
             value = {part: value}

@@ -14,7 +14,7 @@ from tst_lightning.sweep.devices import Device
 from tst_lightning.sweep.plan import Plan
 from tst_lightning.sweep.process import RunProcess
 from tst_lightning.sweep.queues import CaseQueue
-from tst_lightning.sweep.records import Ending, locked, write_ending
+from tst_lightning.sweep.records import Ending, locked, read_ending, write_ending
 from tst_lightning.sweep.results import read_result
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -33,8 +33,8 @@ class _Idle:
 class Pool:
     """Runs cases until none is left, one at a time on each device.
 
-    A run that fails leaves the others be. Only where the first run to end is refused as configured (exit code 2), the
-    others would be too, and the sweep ends.
+    A run that fails leaves the others be. Only where one is refused as configured (exit code 2) before any case of the
+    sweep has finished, now or earlier, the others would be too, and the sweep ends.
 
     Args:
         plan: the sweep.
@@ -51,7 +51,6 @@ class Pool:
         self._running: set[RunProcess] = set()
         self._stopping = False
         self._refusal: str | None = None
-        self._any_finished = False
 
     def run(self) -> None:
         """Runs until no case is left.
@@ -59,7 +58,7 @@ class Pool:
         The first signal is handed on to the runs, which end with a checkpoint; a second one kills them.
 
         Raises:
-            ConfigError: the first run to end was refused.
+            ConfigError: a run was refused before any case had finished.
             Stopped: a signal came.
         """
         received: list[int] = []
@@ -116,7 +115,7 @@ class Pool:
         with locked(run_dir) as lock:
             if lock is None:
                 self._queue.done(case, None)
-                self._tell(f"left out  {case.name}: another process is at work on it")
+                self._tell(f"left out  {case.name}: running elsewhere, another process holds its folder")
                 return
             with self._lock:
                 process = None if self._stopping else RunProcess(case, run_dir, device, lock)
@@ -126,11 +125,11 @@ class Pool:
                 return
             self._tell(f"started   {case.name} on {device.name}")
             ending = process.wait()
+            suspect = ending.exit_code == _REFUSED and not self._any_finished()
             with self._lock:
                 self._running.discard(process)
                 stopped = self._stopping and ending.status != "finished"
-                refused = not (stopped or self._any_finished) and ending.exit_code == _REFUSED
-                self._any_finished |= ending.status == "finished"
+                refused = suspect and not stopped
                 if refused:
                     self._refusal = (
                         f"{case.name} is refused, so nothing more is started: {ending.message}; mend the sweep and give the"
@@ -144,6 +143,11 @@ class Pool:
             self._queue.put_back(case)
             return
         self._conclude(case, ending)
+
+    def _any_finished(self) -> bool:
+        """Whether a case has ever finished, in this process or another, as the folders say."""
+        endings = (read_ending(self._plan.run_dir(case), case) for case in self._plan.cases)
+        return any(ending is not None and ending.status == "finished" for ending in endings)
 
     def _conclude(self, case: Case, ending: Ending) -> None:
         result = read_result(self._plan, case)

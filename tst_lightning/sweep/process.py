@@ -31,7 +31,7 @@ class RunProcess:
     """
 
     def __init__(self, case: Case, run_dir: Path, device: Device, lock: int) -> None:
-        self.run_dir = run_dir
+        self._run_dir = run_dir
         self._log = run_dir / LOG_FILE
         self._begun_at = self._log.stat().st_size if self._log.exists() else 0
         self._started = time.monotonic()
@@ -61,9 +61,15 @@ class RunProcess:
         code = self._process.wait()
         message = last_line(self._log, self._begun_at)
         if code < 0:
-            message = f"killed by {signal.Signals(-code).name}; its last line was: {message}"
-        finished = code == 0 and is_finished(self.run_dir)
+            message = f"killed by {_signal_name(-code)}; its last line was: {message}"
+        finished = code == 0 and is_finished(self._run_dir)
         return Ending("finished" if finished else "failed", code, message, time.monotonic() - self._started)
+
+
+def _signal_name(number: int) -> str:
+    return (
+        signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    )  # real-time ones have none
 
 
 def command(case: Case, run_dir: Path) -> list[str]:

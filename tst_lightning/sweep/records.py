@@ -4,17 +4,20 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from tst_lightning.errors import RunError
 from tst_lightning.sweep.cases import Case
 from tst_lightning.whole_file import write_whole
 
 CASE_FILE, LOG_FILE, LOCK_FILE = "case.json", "log.txt", "lock"
-Status = Literal["finished", "failed", "waiting"]
+Status = Literal["finished", "failed"]
+# How long a lock is asked for: who only looks at a folder, or starts a process, holds it for a moment.
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,29 +104,40 @@ def locked(run_dir: Path) -> Iterator[int | None]:
 
     Yields:
         A file descriptor to hand on to the run's process, which then holds the folder as well, should this one be
-        killed; None if another holds it.
+        killed; None if another holds it, for longer than a moment.
 
     Raises:
         RunError: the file system knows no locks.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / LOCK_FILE, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        except OSError as error:
-            raise RunError(
-                f"'{run_dir}' can't be locked ({error.strerror}), so a run could be started twice; put --out where files"
-                " can be locked"
-            ) from error
-        yield file.fileno()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not (is_ours := _try_lock(file, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield file.fileno() if is_ours else None
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether some process works on a run."""
+    """Whether some process works on a run.
+
+    Raises:
+        RunError: the file system knows no locks.
+    """
     if not (run_dir / LOCK_FILE).exists():
         return False
-    with locked(run_dir) as lock:
-        return lock is None
+    # Shared, so that of two that look neither takes the other for one at work; over NFS it needs a file open to read.
+    with open(run_dir / LOCK_FILE, "rb") as file:
+        return not _try_lock(file, fcntl.LOCK_SH)
+
+
+def _try_lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise RunError(
+            f"'{Path(file.name).parent}' can't be locked ({error.strerror}), so a run could be started twice; put --out"
+            " where files can be locked"
+        ) from error
+    return True

@@ -11,11 +11,22 @@ from typing import Any
 import yaml
 
 from tst_lightning import __version__
+from tst_lightning.compare.units import flops_text
 from tst_lightning.published import SOURCE
 from tst_lightning.sweep.cases import labels, value_text
 from tst_lightning.sweep.plan import Plan
 from tst_lightning.sweep.records import LOG_FILE
-from tst_lightning.sweep.results import Result, Setting, best_of, by_setting, differences, read_results, split
+from tst_lightning.sweep.results import (
+    Result,
+    Setting,
+    at_equal_compute,
+    best_of,
+    by_setting,
+    differences,
+    finished_runs,
+    read_results,
+    split,
+)
 from tst_lightning.sweep.surface import Agreement, Surface, agreement, nearest_grid, surface_of, weighting_of
 from tst_lightning.whole_file import write_whole
 
@@ -41,9 +52,9 @@ class Report:
     text: str
     files: list[Path]
 
-    def count(self, status: str) -> int:
-        """Number of cases of a status."""
-        return sum(result.status == status for result in self.results)
+    def names(self, status: str) -> list[str]:
+        """The cases of a status."""
+        return [result.case.name for result in self.results if result.status == status]
 
 
 def write_report(plan: Plan) -> Report:
@@ -64,7 +75,7 @@ def write_report(plan: Plan) -> Report:
     surface = surface_of(swept, baseline)
     images: dict[str, bytes] = {}
     published: dict[str, Any] | None = None
-    notes = _notes(best, baseline, unlike)
+    notes = _notes(settings, best, baseline, unlike)
     finished = [result.run for result in results if result.run]
     if surface and finished:
         from tst_lightning.sweep.figure import draw_surface
@@ -102,10 +113,13 @@ def write_report(plan: Plan) -> Report:
     return Report(results, "\n".join(lines), [plan.out / name for name in (*texts, *images)])
 
 
-def _notes(best: Setting | None, baseline: Setting | None, unlike: Sequence[str]) -> list[str]:
+def _notes(
+    settings: Sequence[Setting], best: Setting | None, baseline: Setting | None, unlike: Sequence[str]
+) -> list[str]:
     notes = []
     if unlike:
         notes.append(f"The runs differ in {' and '.join(unlike)}: their losses can't be ranked, so no best is named.")
+    notes += _compute_notes(settings)
     if best and best.mean is not None:
         if baseline and baseline.mean is not None and baseline.mean <= best.mean:
             notes.append(f"The baseline, at {baseline.mean:.4f}, is no worse than the best swept setting.")
@@ -113,6 +127,27 @@ def _notes(best: Setting | None, baseline: Setting | None, unlike: Sequence[str]
         if len(best.results) == 1:
             notes.append("One seed for each setting: a difference within the spread of seeds is not evidence.")
     return notes
+
+
+def _compute_notes(settings: Sequence[Setting]) -> list[str]:
+    swept, baselines = ([setting for setting in settings if setting.baseline == which] for which in (False, True))
+    if not at_equal_compute(swept):
+        return [
+            f"The settings spent unequal compute, {_range_text(swept)}: their losses rank length or size, not the"
+            " setting, so no best is named. `tst compare` sets runs side by side at equal FLOPs."
+        ]
+    if finished_runs(swept) and finished_runs(baselines) and not at_equal_compute(settings):
+        return [
+            f"The baseline spent {_range_text(baselines)}, the swept settings {_range_text(swept)}: a difference in loss"
+            " between them is not one at equal compute."
+        ]
+    return []
+
+
+def _range_text(settings: Sequence[Setting]) -> str:
+    """FLOPs of the finished runs: one figure, or the least and the most."""
+    flops = sorted(run.final.flops for run in finished_runs(settings))
+    return flops_text(flops[0]) if at_equal_compute(settings) else f"{flops_text(flops[0])} to {flops_text(flops[-1])}"
 
 
 def _noted(notes: Sequence[str]) -> list[str]:

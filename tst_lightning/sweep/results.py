@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tst_lightning.compare.referee import ends_at
 from tst_lightning.compare.runs import Run, read_run
 from tst_lightning.errors import UserError
 from tst_lightning.sweep.cases import Case, Settings
@@ -13,7 +14,12 @@ from tst_lightning.sweep.plan import Plan
 from tst_lightning.sweep.records import is_held, read_ending
 
 # What two runs must share for their losses to be ranked.
-_SHARED = {"val_sha256": "validation data", "tokenizer_sha256": "tokenizer", "seq_len": "sequence length"}
+_SHARED = {
+    "val_sha256": "validation data",
+    "val_tokens": "scored validation tokens",
+    "tokenizer_sha256": "tokenizer",
+    "seq_len": "sequence length",
+}
 
 
 @dataclass(frozen=True)
@@ -116,14 +122,32 @@ def by_setting(results: Iterable[Result]) -> list[Setting]:
     return [Setting(each[0].case.setting, each[0].case.baseline, tuple(each)) for each in groups.values()]
 
 
-def best_of(settings: Iterable[Setting]) -> Setting | None:
-    """The setting of the lowest mean among those whose every seed has finished; None if there is none."""
+def finished_runs(settings: Iterable[Setting]) -> list[Run]:
+    """Every finished run of the settings."""
+    return [result.run for setting in settings for result in setting.results if result.run]
+
+
+def at_equal_compute(settings: Iterable[Setting]) -> bool:
+    """Whether the finished runs spent the same FLOPs, within the 0.5% that :mod:`tst_lightning.compare` allows."""
+    runs = finished_runs(settings)
+    least = min((run.final.flops for run in runs), default=0.0)
+    return all(ends_at(run, least, "flops") for run in runs)
+
+
+def best_of(settings: Sequence[Setting]) -> Setting | None:
+    """The setting of the lowest mean among those whose every seed has finished.
+
+    Returns:
+        None if there is none, or if the settings' runs are not :func:`at_equal_compute`: the longest or largest would win.
+    """
+    if not at_equal_compute(settings):
+        return None
     complete = [(setting.mean, setting) for setting in settings if setting.complete and setting.mean is not None]
     return min(complete, key=lambda pair: pair[0])[1] if complete else None
 
 
 def split(settings: Sequence[Setting]) -> tuple[list[Setting], Setting | None]:
-    """The settings that are swept, and the baseline's best one, if there is a baseline with a finished run."""
+    """The settings that are swept, and the baseline's best one by :func:`best_of`."""
     baselines = [setting for setting in settings if setting.baseline]
     return [setting for setting in settings if not setting.baseline], best_of(baselines)
 
