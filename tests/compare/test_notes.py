@@ -93,6 +93,18 @@ def test_notes_say_why_time_is_not_compared():
     assert "Beyond 4.0 s" not in found
 
 
+def test_note_of_seconds_taken_as_equal():
+    def timed(factor):
+        curve = tuple(replace(point, seconds=factor * point.seconds) for point in BASELINE.curve)
+        return replace(BASELINE, name=f"x{factor}", curve=curve)
+
+    found = noted(BASELINE, timed(1.1), timed(1.5))
+    assert (
+        "Taken as equal to 4.0 s, with final losses: 'x1.1' (up to 4.4 s). Equal time has a tolerance of 20%" in found
+    )
+    assert "Beyond 4.0 s: 'x1.5'." in found
+
+
 def test_notes_on_seeds():
     fixed = [run(f"a{seed}", [(400, 3.0)], seed=seed, stream={"seed": 5}) for seed in (1, 2)]
     assert "Every run of 'a' read its data in the same order (data.seed 5)" in noted(*fixed)

@@ -88,6 +88,22 @@ def test_equal_time():
     }
 
 
+@given(st.floats(1 / 1.19, 1.19))
+def test_timing_noise_makes_no_difference(noise):
+    """Runs of equal steps: the faster must not cut the other before its decay."""
+    timed = replace(TST, curve=tuple(replace(point, seconds=noise * point.seconds) for point in TST.curve))
+    found = equal_budget([BASELINE, timed], "seconds")
+    assert found["losses"] == {"baseline": 3.0, "tst": 2.5} and found["difference"] == -0.5
+
+
+@pytest.mark.parametrize(("axis", "share"), [("seconds", 0.2), ("flops", 0.005), ("tokens", 0.005)])
+def test_beyond_the_tolerance_of_its_axis_a_run_is_cut(axis, share):
+    for part, within in ((0.99, True), (1.01, False)):
+        longer = [replace(point, **{axis: getattr(point, axis) * (1 + part * share)}) for point in BASELINE.curve]
+        loss = equal_budget([BASELINE, replace(BASELINE, name="longer", curve=tuple(longer))], axis)["losses"]["longer"]
+        assert (loss == 3.0) == within
+
+
 def test_a_resumed_runs_seconds_may_step_back():
     """It repeats steps, and faster, so that a validation of the first start may bear more seconds than a later one."""
     seconds = (1.0, 2.5, 2.2, 4.0)

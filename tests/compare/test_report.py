@@ -64,6 +64,7 @@ def test_json_is_what_was_returned(compared):
     assert json.loads((out / FILES[0]).read_text()) == comparison
     assert {"runs", "arms", "equal_flops", "equal_loss", "equal_data", "equal_time", "notes"} <= comparison.keys()
     assert {"reference", "flops_convention", "interpolation", "equal_loss_completed"} <= comparison.keys()
+    assert comparison["tolerance"] == {"flops": 0.005, "tokens": 0.005, "seconds": 0.2}
     baseline, tst = comparison["runs"]
     assert (baseline["name"], baseline["final_val_loss"], baseline["flops"]) == ("baseline", 3.0, 1000)
     assert (tst["tokens"], tst["positions"], tst["seconds"], tst["parameters"]) == (16000, 10000, 50.0, 1_300_000)
@@ -101,7 +102,9 @@ def test_the_page_tells_definitions_notes_and_differences(compared):
     text = Page((out / FILES[2]).read_text()).text
     for words in ("Equal FLOPs", "Equal loss", "Equal data", "Equal time: loss at 50.0 s", *comparison["notes"]):
         assert words in text
-    for words in ("linear interpolation", "its folder holds no config.yaml", "no experiment was run at two lengths"):
+    for words in ("linear interpolation", "It has a tolerance of 20%, since step times vary by as much", "within 0.5%"):
+        assert words in text
+    for words in ("its folder holds no config.yaml", "no experiment was run at two lengths"):
         assert words in text
     for words in (
         "learning_rate",

@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tst_lightning.compare.arms import Arm, data_seed, experiment
-from tst_lightning.compare.referee import BEFORE_FIRST, Axis, ends_at, loss_at, why_no_equal_time, why_unread
+from tst_lightning.compare.referee import (
+    BEFORE_FIRST,
+    TOLERANCE,
+    Axis,
+    ends_at,
+    loss_at,
+    why_no_equal_time,
+    why_unread,
+)
 from tst_lightning.compare.runs import Run
 from tst_lightning.compare.units import flops_text, seconds_text, tokens_text
 
@@ -32,7 +40,7 @@ def notes(runs: Sequence[Run], arms: Sequence[Arm]) -> list[str]:
         *_common_points(runs, arms),
         *_data(runs, arms),
         *_unlike_settings(arms),
-        *_time(runs),
+        *_time(runs, arms),
         "A point within a run lies before its learning-rate decay. So a speedup read from the other run's curve is "
         "conservative, and a reverse one, read from the reference's curve, flatters the other run. The paper's figure "
         "needs the reference continued to that loss with a full schedule of its own: name runs of several lengths, and "
@@ -121,13 +129,22 @@ def _unlike_settings(arms: Sequence[Arm]) -> list[str]:
     return found
 
 
-def _time(runs: Sequence[Run]) -> list[str]:
+def _time(runs: Sequence[Run], arms: Sequence[Arm]) -> list[str]:
     reason, records = why_no_equal_time(runs), [run.record for run in runs]
     found = []
     if _differ(records, "device") or _differ(records, "device_name"):
         found.append("Devices differ: seconds are not comparable.")
     if reason:
         found.append(f"Equal time is not asked: {reason}.")
+    else:
+        budget = min(run.final.seconds for run in runs)
+        longer = [run for run in runs if budget < run.final.seconds and ends_at(run, budget, "seconds")]
+        if longer:
+            found.append(
+                f"Taken as equal to {seconds_text(budget)}, with final losses: {_named(longer, arms)} (up to "
+                f"{seconds_text(max(run.final.seconds for run in longer))}). Equal time has a tolerance of "
+                f"{TOLERANCE['seconds']:.0%}, since step times vary by as much."
+            )
     if _differ(records, "versions"):
         found.append("Versions of the software differ between runs; the report lists them.")
     return found

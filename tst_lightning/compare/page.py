@@ -7,6 +7,7 @@ from typing import Any
 
 from tst_lightning.compare import tables
 from tst_lightning.compare.arms import Arm
+from tst_lightning.compare.referee import TOLERANCE
 from tst_lightning.compare.units import flops_text, seconds_text, tokens_text
 
 DEFINITIONS = {
@@ -18,8 +19,8 @@ DEFINITIONS = {
     "comparable across phases and are not used.",
     "Interpolation": "Curves are validations and nothing else: no fit, no smoothing. Between two validations a curve is "
     "read by linear interpolation in the budget (FLOPs, tokens or seconds). Before its first validation and beyond its "
-    "last it has no value, and what would need one is left out and noted. A run that ends within 0.5% of a budget counts "
-    "with its final loss.",
+    f"last it has no value, and what would need one is left out and noted. A run that ends within {TOLERANCE['flops']:.1%} "
+    f"of a budget of FLOPs or tokens, or {TOLERANCE['seconds']:.0%} of one of seconds, counts with its final loss.",
     "Equal FLOPs": "F is the smallest final FLOPs among the runs; every run's loss is read at F. Difference: loss of the "
     "other arm minus loss of the reference, so a negative number is in the other arm's favour.",
     "Equal loss": "The target is the highest final loss among the reference arm's runs, to which all of them came. "
@@ -28,10 +29,12 @@ DEFINITIONS = {
     "'Not reached' where a run never came down to it.",
     "Equal loss, completed runs": "Arms that differ in their number of steps alone are one experiment at several lengths. "
     "The final losses of its completed runs, each with a full schedule of its own, are interpolated linearly in log FLOPs "
-    "and read at the final losses of the other experiment's runs; never beyond the shortest or longest.",
+    "and read at the final losses of the other experiment's runs; never beyond the shortest or longest. Where speedups are "
+    "paired by seed, the target loss and the FLOPs are means of those seeds too.",
     "Equal data": "D is the smallest final number of data tokens read among the runs; losses at D are read as at F.",
-    "Equal time": "S is the smallest total of training seconds among the runs; losses at S are read as at F. Asked only "
-    "where device, number of processes and precision of all runs agree.",
+    "Equal time": "S is the smallest total of training seconds among the runs; losses at S are read as at F. It "
+    f"has a tolerance of {TOLERANCE['seconds']:.0%}, since step times vary by as much: a run that took no longer than that "
+    "beyond S counts with its final loss. Asked only where device, number of processes and precision of all runs agree.",
     "Mean and sd": "Over the seeds of an arm; sd is that of the sample (n - 1).",
     "95% interval": "By Student's t over seeds. For a difference: of the differences within a seed where two seeds or "
     "more are common to both arms, else Welch's. For a speedup: the same of its logarithm, so means of speedups are "

@@ -35,8 +35,9 @@ def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
     Returns:
         What comparison.json holds: of runs ``runs``, ``equal_flops``, ``equal_loss``, ``equal_data`` and ``equal_time``
         (None where seconds can't be compared); of seeds ``arms``; of completed runs of several lengths
-        ``equal_loss_completed`` (or None); ``notes``, ``reference``, ``flops_convention`` and ``interpolation``. Losses
-        are nats per token, FLOPs, tokens and training seconds are totals since the start of a run.
+        ``equal_loss_completed`` (or None); ``notes``, ``reference``, ``flops_convention``, ``interpolation`` and
+        ``tolerance`` (the share of a budget within which a run's total counts as equal to it). Losses are nats per
+        token, FLOPs, tokens and training seconds are totals since the start of a run.
 
     Raises:
         ConfigError: fewer than two runs, a folder without a run or without a validation, or runs whose model,
@@ -87,6 +88,7 @@ def judge(runs: Sequence[Run], arms: Sequence[Arm]) -> dict[str, Any]:
         "reference": runs[0].name,
         "flops_convention": runs[0].record["flops_convention"],
         "interpolation": referee.INTERPOLATION,
+        "tolerance": referee.TOLERANCE,
         "arms": arm_entries(arms, {key: found and found["losses"] for key, found in budgets.items()}),
         "runs": [_entry(run) for run in runs],
         **budgets,
