@@ -67,9 +67,10 @@ class RunProcess:
 
 
 def _signal_name(number: int) -> str:
-    return (
-        signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    )  # real-time ones have none
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones between the first and the last have no name
+        return f"signal {number}"
 
 
 def command(case: Case, run_dir: Path) -> list[str]:
