@@ -66,6 +66,20 @@ def test_seeds_are_held_against_the_frontier_of_their_own():
     assert row["speedup"]["ci"][0] < 2 and row["speedup"]["ci"][1] > 4
 
 
+def test_a_row_is_of_the_seeds_that_its_speedup_is_of():
+    """Seed 3 is in one arm alone: it is no pair, so the row's loss and FLOPs are without it, both ways."""
+    pair = [tst(flops, loss, seed) for seed in (1, 2) for flops, loss in ((200, 3.0), (600, 2.3))]
+    alone = [tst(200, 2.0, seed=3), run("baseline-200-seed4", [(50, 9.0), (200, 9.0)], seed=4)]
+    rows = equal_loss_completed(arms_of([*baseline(), *baseline(2), *pair, *alone]))["speedups"]
+    (row,) = (row for row in rows if row["arm"] == "tst-200")
+    assert row["loss"] == 3.0 and row["speedup"]["pairs"] == 2
+    for row in rows:
+        if row["speedup"]:
+            assert row["speedup"]["mean"] == pytest.approx(row["reference_flops"] / row["flops"])
+    (hollow,) = (row for row in rows if row["arm"].startswith("baseline-800"))
+    assert hollow["loss"] == 2.5 and hollow["speedup"]["pairs"] == 2
+
+
 def test_a_seed_outside_its_frontier_leaves_the_means():
     runs = [*baseline(), *baseline(2), tst(200, 3.6), tst(200, 2.4, seed=2)]
     (row,) = equal_loss_completed(arms_of(runs))["speedups"]

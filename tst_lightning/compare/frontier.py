@@ -5,14 +5,13 @@ an experiment's runs of several lengths (its family of arms) are equal: each had
 the loss is interpolated, linearly in log FLOPs; beyond the shortest or the longest run nothing is read.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from tst_lightning.compare.arms import Arm, families_of
-from tst_lightning.compare.intervals import NO_INTERVAL, PAIRED, summary
+from tst_lightning.compare.intervals import ratio
 from tst_lightning.compare.referee import NOT_REACHED
 
 ALREADY_BELOW = "the shortest completed run is below it already"
@@ -33,9 +32,10 @@ def equal_loss_completed(arms: Sequence[Arm]) -> dict[str, Any] | None:
         ``speedups``: for each arm whose final loss the other family was asked for the ``family`` that is held against
         the reference, the ``arm``, its ``steps``, ``loss``, the ``reference_flops`` and ``flops`` to that loss, and the
         ``speedup``, the first over the second, with ``mean``, ``ci``, ``pairs`` and ``method``. Where at least two seeds
-        are common to all lengths, each seed's run is held against the frontier of its own seed and the mean is
-        geometric; where there are none, or one of them lies outside its frontier, the mean loss is held against the
-        frontier of mean losses, and there is no interval. Outside that the speedup is None, and ``reason`` says why.
+        are common to all lengths, each seed's run is held against the frontier of its own seed: ``loss`` is then the mean
+        of these seeds alone, and the FLOPs on the frontier and the speedup are geometric means of theirs. Where there are
+        none, or one of them lies outside its frontier, the mean loss of all seeds is held against the frontier of mean
+        losses, and there is no interval. Outside that the speedup is None, and ``reason`` says why.
     """
     families = {name: _completed(family) for name, family in families_of(arms).items()}
     reference, *others = families
@@ -81,22 +81,19 @@ def _row(family: str, arm: Arm, frontier: Sequence[Arm], inverse: bool) -> dict[
     """An arm's final loss, asked of another family; ``inverse`` where the arm is the reference's."""
     if len(frontier) < 2:
         return None
-    flops, loss = _end(arm)
-    ratios = []
-    for seed, (mine, target) in _ends_by_seed(arm).items():
-        ends = [by_seed[seed] for other in frontier if seed in (by_seed := _ends_by_seed(other))]
-        if len(ends) == len(frontier):
-            ratios.append((flops_on_frontier(ends, target) or math.nan) / mine)
-    ends = [_end(other) for other in frontier]
-    on_frontier = flops_on_frontier(ends, loss)
-    speedup: dict[str, Any] | None = None
-    if len(ratios) >= 2 and not any(math.isnan(ratio) for ratio in ratios):
-        found = summary([-math.log(ratio) if inverse else math.log(ratio) for ratio in ratios])
-        interval = [math.exp(end) for end in found["ci"]]
-        speedup = {"mean": math.exp(found["mean"]), "ci": interval, "pairs": found["n"], "method": PAIRED}
-    elif on_frontier is not None:
-        mean = flops / on_frontier if inverse else on_frontier / flops
-        speedup = {"mean": mean, "ci": None, "pairs": None, "method": NO_INTERVAL}
+    by_length = [_ends_by_seed(other) for other in frontier]
+    ends = {seed: end for seed, end in _ends_by_seed(arm).items() if all(seed in length for length in by_length)}
+    read = {seed: flops_on_frontier([length[seed] for length in by_length], end[1]) for seed, end in ends.items()}
+    means = [_end(other) for other in frontier]
+    if len(ends) < 2 or None in read.values():
+        ends = {"mean": _end(arm)}
+        read = {"mean": flops_on_frontier(means, ends["mean"][1])}
+    spent = {seed: end[0] for seed, end in ends.items()}
+    found = {seed: flops for seed, flops in read.items() if flops is not None}
+    # Completed runs of one arm spent the same FLOPs, so any mean of these will do.
+    flops, loss = fmean(spent.values()), fmean(end[1] for end in ends.values())
+    on_frontier = geometric_mean(found.values()) if found else None
+    speedup = (ratio(spent, found) if inverse else ratio(found, spent)) if found else None
     return {
         "family": family,
         "arm": arm.name,
@@ -105,7 +102,7 @@ def _row(family: str, arm: Arm, frontier: Sequence[Arm], inverse: bool) -> dict[
         "reference_flops": flops if inverse else on_frontier,
         "flops": on_frontier if inverse else flops,
         "speedup": speedup,
-        "reason": None if speedup else ALREADY_BELOW if ends[0][1] < loss else NOT_REACHED,
+        "reason": None if speedup else ALREADY_BELOW if means[0][1] < loss else NOT_REACHED,
     }
 
 
