@@ -59,12 +59,11 @@ def test_plan_and_meter_agree_to_the_flop_and_the_token(plan: Any, fit: Any, tmp
     assert of_plan["memory"]["bytes"]["checkpoint"] == pytest.approx(checkpoint, rel=0.25)
 
 
-def test_the_quickstarts_plan_is_its_runs_budget(plan: Any, tmp_path: Path) -> None:
-    for arm, config in (("baseline", "baseline"), ("tst", "tst")):
-        code, out, said = plan("--config", str(ROOT / "configs" / "quickstart" / f"{config}.yaml"), "--json")
-        assert code == 0, said
-        # What `make quickstart` logs as compute/flops at its end (README).
-        assert json.loads(out)["arms"][arm]["flops"] == 7_851_737_088_000
+def test_the_quickstarts_plan_is_its_runs_budget(plan: Any) -> None:
+    code, out, said = plan("--config", str(ROOT / "configs" / "quickstart" / "tst.yaml"), "--json")
+    assert code == 0, said
+    # What both runs of `make quickstart` log as compute/flops at their end.
+    assert {json.loads(out)["arms"][arm]["flops"] for arm in ("baseline", "tst")} == {7_851_737_088_000}
 
 
 def test_a_configuration_can_be_changed_and_composed(plan: Any, shards: Path, tmp_path: Path) -> None:
@@ -198,8 +197,8 @@ def test_refusals_are_one_line(plan: Any, words: list[str], said: str) -> None:
             ["--devices", "2"],
         ),
         ({"trainer__strategy": "deepspeed"}, "strategy is deepspeed, whose memory is not known", ["--layout", "ddp"]),
-        ({"data__batch_size": 0}, "data.batch_size is 0; it must be at least 1", ["--data.batch_size", "2"]),
-        ({"data__block_rows": 6}, "bag_size 4, which does not divide data.block_rows 6", ["--data.block_rows", "8"]),
+        ({"data__batch_size": 0}, "data.batch_size is 0; it must be at least 1", None),
+        ({"data__block_rows": 6}, "bag_size 4, which does not divide data.block_rows 6", None),
         ({"model__config__init_args__vocab_size": 100}, "the shards' tokenizer has 320 ids", None),
     ],
 )

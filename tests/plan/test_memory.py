@@ -45,9 +45,8 @@ def test_of_experts_the_grouped_products_activations_count(seq_len: int) -> None
     assert measure(setting(MOE, seq_len=seq_len), [NextTokenPhase()]).activations == pytest.approx(real, rel=0.15)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_sum_is_what_torch_tracks_over_a_step(precision: str) -> None:
-    memory = measure(setting(seq_len=64, batch_size=32, precision=precision), [NextTokenPhase()])
+def test_the_sum_is_what_torch_tracks_over_a_step() -> None:
+    memory = measure(setting(seq_len=64, batch_size=32, precision="bf16-mixed"), [NextTokenPhase()])
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_causal_lm(copy.deepcopy(LLAMA))
         optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
@@ -55,7 +54,7 @@ def test_the_sum_is_what_torch_tracks_over_a_step(precision: str) -> None:
         tracker.track_external(model, optimizer)
         with tracker:
             for _ in range(2):
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                with torch.autocast("cpu", torch.bfloat16, enabled=True):
                     loss = model(torch.zeros(32, 65, dtype=torch.int64), NextTokenPhase()).total
                 loss.backward()
                 optimizer.step()
