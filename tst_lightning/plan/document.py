@@ -159,8 +159,8 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
             )
         if arm.passes is not None and arm.passes > 1:
             notes.append(
-                f"'{arm.name}' reads the data {arm.passes:.2f} times. TST's gain rests on fresh data: the published runs"
-                " read none twice."
+                f"'{arm.name}' reads the data {arm.passes:.2f} times. TST gains by reading more text; what repeated text"
+                " gives is not in the published tables."
             )
     if document["data"]["unique_tokens"] is None:
         notes.append("How much unique data there is was not said (--unique_tokens), and no shards were found.")
@@ -177,6 +177,6 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
         )
     notes.append(
         "Memory: states, activations and logits are what tensors take; an allocator's slack, kernels' workspaces and"
-        " libraries come on top (0.5 to 2 GB on a GPU)."
+        " libraries come on top."
     )
     return notes
