@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.callbacks.test_non_finite import BadGradient, callback
 from tests.conftest import ROOT, tiny_config
 from tests.test_resume import assert_same_state, last, signal_at
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 
 CONTINUE = {
     "trainer__plugins": {

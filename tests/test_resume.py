@@ -13,8 +13,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.conftest import ROOT, tiny_config
+from tst_lightning.commands.run_folder import find_checkpoint
 from tst_lightning.compare.runs import read_runs
 
 
@@ -36,7 +38,15 @@ def signal_at(step: int, number: int = signal.SIGTERM) -> tuple[str, ...]:
 
 
 def last(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    """All that the last checkpoint holds; of a sharded one the parts of all processes put together by torch's own tool."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if path.is_file():
+        return torch.load(path, weights_only=True)
+    whole = folder.with_suffix(".whole.pt")
+    dcp_to_torch_save(path, whole)
+    tensors = torch.load(whole, weights_only=True)
+    state = torch.load(path / "meta.pt", weights_only=True)
+    return state | {"state_dict": tensors["state_dict"], "optimizer_states": [tensors["optimizer_0"]]}
 
 
 def training_losses(folder: Path) -> dict[tuple[int, str], str]:
@@ -128,9 +138,10 @@ def killed_at(folder: Path, shards: Path, step: int, situation: str, **changes: 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, start_new_session=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoints = folder / "checkpoints"
-    assert any(checkpoints.glob("*.partial")) == situation.endswith(".ckpt")
+    partial = [path for path in checkpoints.glob("*.partial") if path.is_file()]  # folders are written beside training
+    assert bool(partial) == situation.endswith(".ckpt") or any(checkpoints.glob("*.replaced"))
     for checkpoint in checkpoints.glob("*.ckpt"):
-        torch.load(checkpoint, weights_only=True)
+        find_checkpoint(folder, str(checkpoint))
     return last(folder) if (checkpoints / "last.ckpt").exists() else {"global_step": 0}
 
 

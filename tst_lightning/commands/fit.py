@@ -36,6 +36,7 @@ from tst_lightning.commands.run_folder import (
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
+from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.modeling import check_trainable
 from tst_lightning.module import SuperpositionModule
 from tst_lightning.whole_file import write_whole
@@ -180,7 +181,7 @@ class TSTCommandLine(LightningCLI):
 
         Raises:
             ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it, or
-            names a checkpoint after which there is nothing to train.
+                names a checkpoint after which there is nothing to train, or a sharded one where the run is not.
         """
         run_dir = Path(self.config.run_dir)
         status = read_status(run_dir)
@@ -210,6 +211,11 @@ class TSTCommandLine(LightningCLI):
             mark_finished(run_dir, found.step)
             print(f"finished  {run_dir}: {found.step:,} steps, all taken before it was killed")
             return
+        if found and found.path.is_dir() and not isinstance(self.trainer.strategy, FullyShardedStrategy):
+            raise ConfigError(
+                f"checkpoint '{found.path}' is sharded, and is gone on from by the strategy that wrote it; set"
+                " trainer.strategy to tst_lightning.fully_sharded.FullyShardedStrategy (configs/trainer/fsdp2.yaml)"
+            )
         self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"

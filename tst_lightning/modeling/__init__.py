@@ -7,6 +7,7 @@ from tst_lightning.modeling.causal_lm import (
     check_trainable,
     experts_a_position,
 )
+from tst_lightning.modeling.initialise import initialise
 from tst_lightning.modeling.layers import (
     ActivationCheckpointing,
     all_alike,
@@ -30,4 +31,5 @@ __all__ = [
     "count_parameters",
     "decoder_layers",
     "experts_a_position",
+    "initialise",
 ]
