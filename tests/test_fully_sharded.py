@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
 from tests.test_distributed import few, fit_two  # noqa: F401 - a fixture
@@ -116,6 +116,20 @@ def test_one_process_scores_it(whole: Path, capfd: pytest.CaptureFixture[str]) -
     checkpoint = str(whole / "checkpoints" / "switch-recovery-step=10.ckpt")
     assert main([*fit, "--run_dir", str(whole.with_name("one")), "--ckpt_path", checkpoint]) == 2
     assert "is sharded, which this trainer.strategy does not go on from" in capfd.readouterr().err
+
+
+def test_one_process_exports_it(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(whole / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    for name, value in last(whole)["state_dict"].items():
+        assert torch.equal(loaded[name.removeprefix("model.lm.")], value), name
+    card = (out / "README.md").read_text()
+    assert "# whole, step 20\n" in card and "| 10 | 4 | 5,120 | 1,280 |" in card and "device: 2 x cpu" in card
+    shutil.copytree(whole / "checkpoints" / "last.ckpt", tmp_path / "cut.ckpt")
+    (tmp_path / "cut.ckpt" / "__1_0.distcp").unlink()
+    assert main(["export", str(tmp_path / "cut.ckpt"), "--out", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
