@@ -33,7 +33,7 @@ from tst_lightning.bags import fold
 from tst_lightning.modeling import CausalLM, build_causal_lm, check_trainable
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
-L, STEPS = 12, 5
+L, STEPS, PADDING = 12, 5, 3
 SHAPE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -46,12 +46,13 @@ SHAPE = {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.25}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64}
-# Bounds and factors are far from what would change nothing; windows are shorter than the rows.
+# Bounds and factors are far from what would change nothing; windows are shorter than the rows. Padding is an ordinary id
+# whose embedding has no gradient.
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3-moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, moe_intermediate_size=16),
-    "smollm3": SmolLM3Config(**SHAPE, no_rope_layers=[1, 0]),
+    "smollm3": SmolLM3Config(**SHAPE | {"pad_token_id": PADDING}, no_rope_layers=[1, 0]),
     "gemma": GemmaConfig(**SHAPE),
     "gemma2": Gemma2Config(
         **SHAPE, sliding_window=5, attn_logit_softcapping=0.1, final_logit_softcapping=0.5, query_pre_attn_scalar=8
@@ -115,6 +116,7 @@ def test_five_steps(name: str, phase: str) -> None:
     torch.manual_seed(0)
     model = build_causal_lm(copy.deepcopy(CONFIGS[name]), experts="batched_mm").double()
     tokens = torch.randint(0, 64, (2, PHASES[phase].row_tokens(L)))
+    tokens[:, ::5] = PADDING
     with torch.no_grad():  # initial weights are too small for much of what is compared here to show
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight) * (weight.ndim > 1))

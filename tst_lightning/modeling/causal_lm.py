@@ -76,14 +76,14 @@ class CausalLM(nn.Module):
         embedding = self.lm.get_input_embeddings()
         if type(embedding) is nn.Embedding and embedding.weight.dtype in (torch.bfloat16, torch.float16):
             # Gradients add up in float32, as those of bags do.
-            return self._scaled(mean_embedding(tokens[..., None], embedding.weight))
+            return self._scaled(mean_embedding(tokens[..., None], embedding.weight, embedding.padding_idx))
         return self._scaled(embedding(tokens))
 
     def embed_bags(self, bags: Tensor) -> Tensor:
         """(B, L, s) ids to the mean embedding of each bag, (B, L, d), accumulated in float32."""
         embedding = self.lm.get_input_embeddings()
         if type(embedding) is nn.Embedding:
-            return self._scaled(mean_embedding(bags, embedding.weight))
+            return self._scaled(mean_embedding(bags, embedding.weight, embedding.padding_idx))
         # The layer does more than look up (Gemma scales): let it, and average what it gives.
         embedded = embedding(bags)
         return self._scaled(embedded.mean(2, dtype=torch.float32).to(embedded.dtype))
