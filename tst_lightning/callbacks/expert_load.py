@@ -22,8 +22,9 @@ class ExpertLoad(Callback):
       holds experts, counted from 0; ``experts/load_max`` and ``experts/load_min`` are those of the worst layer;
     - ``experts/unused``: share of all layers' experts that no position was sent to;
     - ``experts/load/EXPERT``: of each expert, the mean over layers;
-    - ``train/PHASE/balance_loss``: the architecture's own measure of balance, before its coefficient: the mean over
-      micro-batches and ranks. Its least value is the number of experts a position.
+    - ``experts/balance_loss``: the architecture's own measure of balance, before its coefficient; the mean over
+      micro-batches and ranks. Its least value is the number of experts a position. It is taken of all layers together, in
+      which the unevenness of single ones cancels: a low measure does not say that their loads are even.
 
     At validations TensorBoard gets the loads last logged as an image, layers by experts, white at twice the even share.
     Sums stay on the device in between; they are saved with checkpoints, so that a resumed run logs what one that never
@@ -79,7 +80,7 @@ class ExpertLoad(Callback):
         self._balance = self._balance + outputs["balance_loss"]
         self._micro_batches += 1
         if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            self._log(trainer, batch["phase"])
+            self._log(trainer)
 
     def _over_ranks(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
         assert self._loads is not None
@@ -88,13 +89,13 @@ class ExpertLoad(Callback):
 
     # -- logging ------------------------------------------------------------------------------------------------
 
-    def _log(self, trainer: Trainer, phase: str) -> None:
+    def _log(self, trainer: Trainer) -> None:
         counts, balance = self._over_ranks(trainer)
         loads = counts.double().cpu()
         loads *= loads.shape[1] / loads.sum(1, keepdim=True)
         most, least, mean = loads.amax(1).tolist(), loads.amin(1).tolist(), loads.mean(0).tolist()
         values = {
-            f"train/{phase}/balance_loss": float(balance) / self._micro_batches / trainer.world_size,
+            "experts/balance_loss": float(balance) / self._micro_batches / trainer.world_size,
             "experts/unused": float((loads == 0).double().mean()),
             "experts/load_max": max(most),
             "experts/load_min": min(least),
