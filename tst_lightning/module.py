@@ -201,7 +201,8 @@ class SuperpositionModule(LightningModule):
             batch_idx: micro-batch of the run.
 
         Returns:
-            ``loss`` in nats a position, to be minimised, and ``row_losses`` (B,), the same of each row.
+            ``loss`` in nats a position, to be minimised; ``row_losses`` (B,), the cross-entropy of each row; and of a
+            mixture of experts ``balance_loss`` and ``expert_loads`` (see :class:`~tst_lightning.losses.Balance`).
 
         Raises:
             RunError: stream and run disagree about the phase.
@@ -213,7 +214,10 @@ class SuperpositionModule(LightningModule):
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
         loss = self.model(batch["tokens"], phase)
-        return {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        results = {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        if loss.balance is not None:
+            results |= {"balance_loss": loss.balance.loss.detach(), "expert_loads": loss.balance.loads}
+        return results
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also

@@ -69,6 +69,7 @@ def count_row(
         ConfigError: the model can't be built, or its activations not checkpointed.
     """
     model = build_on_meta(config, attention=NAME)  # windows are counted as attention to all earlier positions
+    model.routers = None  # the balance of experts has no matrix product, and not always a kernel on this device
     tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64, device="meta")
     if activation_checkpointing == "full":
         checkpoint_activations(model.lm)

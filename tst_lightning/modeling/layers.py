@@ -78,5 +78,7 @@ def compile_layers(lm: PreTrainedModel) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _GRAPHS_A_LAYER * len(layers))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _GRAPHS_A_LAYER * len(layers))
+    # A mixture's routers are noted in a layer's first forward alone, not when it is recomputed for its gradient.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     for layer in layers:
         layer.compile(fullgraph=True, dynamic=False)

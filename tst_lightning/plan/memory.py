@@ -73,6 +73,7 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     dtype, autocast = PRECISIONS[setting.precision]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_causal_lm(setting.config, experts="batched_mm")
+        model.routers = None  # what the balance of experts keeps, a number an expert and position, is next to nothing
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         weights = sum(p.numel() for p in model.parameters())
@@ -99,10 +100,10 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         # whole until they are shared out.
         "fsdp": (3 * of_layers // max(len(layers), 1) + 2 * (weights - of_layers)) * width,
     }[setting.layout]
-    # Logits in the products' dtype, log-probabilities in float32; the CPU's softmax widens its input first.
-    per_position = setting.config.vocab_size * (
-        width + wide + (wide if width < wide and setting.device_type == "cpu" else 0)
-    )
+    # Logits in the products' dtype, log-probabilities in float32; the CPU's softmax widens its input first. Bounded logits
+    # are float32 already, and their tanh is kept.
+    softmax = width + wide + (wide if width < wide and setting.device_type == "cpu" else 0)
+    per_position = setting.config.vocab_size * (softmax if model.softcap is None else 3 * wide)
     # In half precision also the head, and its gradient of a chunk, in the products' dtype.
     of_head = 2 * setting.config.vocab_size * setting.config.hidden_size * width if width < wide else 0
     logits = min(chunk_rows(setting.device_type), rows) * per_position + of_head
