@@ -68,7 +68,9 @@ class SuperpositionModule(LightningModule):
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
             checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
-            is due: a fraction of the memory for about a quarter more work, the same numbers; ``none`` keeps everything.
+            is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
+            matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
+            everything.
     """
 
     def __init__(
@@ -131,8 +133,7 @@ class SuperpositionModule(LightningModule):
             check_trainable(self.config)
             with torch.device("meta"):
                 self.model = build_causal_lm(self.config)
-            if self.activation_checkpointing == "full":
-                checkpoint_activations(self.model.lm)
+            checkpoint_activations(self.model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
             strategy = self.trainer.strategy

@@ -131,7 +131,7 @@ HELP = "see `tst fit --help`"
             {"class_path": "tst_lightning.callbacks.ExpertLoad"},
             ["LlamaForCausalLM has no", "remove it"],
         ),
-        ("model.activation_checkpointing", "some", ["expected one of 'none', 'full', got some"]),
+        ("model.activation_checkpointing", "some", ["expected one of 'none', 'selective', 'full', got some"]),
         ("callbacks.flops_meter.init_args", {"attention": "half"}, ["expected one of 'full', 'causal', got half"]),
         (f"{MODEL}.attention_dropout", 3, ["LlamaConfig can't run with its values", "between 0 and 1, but got 3"]),
         ("run_dir", "~/x", ["run_dir is '~/x'", "write the folder out"]),
