@@ -208,5 +208,4 @@ def build_on_meta(config: PreTrainedConfig, attention: str = SHAPE_NAME) -> Caus
         ConfigError: as :func:`build_causal_lm`.
     """
     with torch.device("meta"):
-        experts = "batched_mm" if experts_a_position(config) else None
-        return build_causal_lm(copy.deepcopy(config), attention, experts)
+        return build_causal_lm(copy.deepcopy(config), attention, experts="batched_mm")

@@ -1,8 +1,8 @@
 """A mixture's experts by grouped products, in the dtype that autocast asks for.
 
 A grouped product multiplies the positions of all experts by one kernel. PyTorch leaves it out of autocast, so that under
-bf16-mixed float32 weights would be multiplied in float32, which no GPU has a grouped kernel for. Everything else of
-transformers' own implementation is kept.
+bf16-mixed the experts, most of a mixture's work, would be multiplied in float32. Everything else is transformers' own
+implementation.
 """
 
 from typing import Any
