@@ -213,6 +213,7 @@ def load_afresh(folder: Path, rows: Tensor, tokenizer: bool) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, "-P", str(reload.__file__), str(folder), asked, found],
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
