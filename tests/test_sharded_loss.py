@@ -42,7 +42,7 @@ def build(name: str) -> CausalLM:
     torch.manual_seed(0)
     model = build_causal_lm(copy.deepcopy(CONFIGS[name]))
     if model.routers:
-        checkpoint_activations(model.lm)
+        checkpoint_activations(model.lm, "full")
     return model
 
 
