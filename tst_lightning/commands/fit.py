@@ -34,7 +34,7 @@ from tst_lightning.commands.run_folder import (
     read_status,
 )
 from tst_lightning.commands.run_parser import RunParser
-from tst_lightning.data import TokenDataModule
+from tst_lightning.data.datamodule import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
 from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.modeling import check_trainable

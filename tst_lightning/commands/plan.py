@@ -168,20 +168,22 @@ def _check(options: Namespace, of_fit: list[str]) -> None:
 
 
 def _setting(options: Namespace, of_fit: list[str]) -> "Setting":
-    from tst_lightning.commands import plan_setting
-
     changes = {key: options[key] for key in ("devices", "layout") if options[key] is not None}
     if options.unique_tokens is not None:
         changes["unique_tokens"] = int(options.unique_tokens)
     if options.device or options.peak_flops:
         changes["device_type"] = "cuda"
     if options.config:
+        from tst_lightning.commands.plan_setting import of_configuration
+
         words = [word for path in options.config for word in ("--config", path)]
-        return plan_setting.of_configuration(words + of_fit, " + ".join(options.config), changes)
+        return of_configuration(words + of_fit, " + ".join(options.config), changes)
+    from tst_lightning.commands.plan_model import of_hugging_face, of_shape
+
     sizes = {key: options[key] for key in _SIZES if options[key] is not None}
     if options.shape:
-        return plan_setting.of_shape(Shape(**options.shape.as_dict()), sizes | changes)
-    return plan_setting.of_hugging_face(options.hf, sizes | changes)
+        return of_shape(Shape(**options.shape.as_dict()), sizes | changes)
+    return of_hugging_face(options.hf, sizes | changes)
 
 
 def _wishes(options: Namespace) -> "Wishes":

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedConfig
 
-from tst_lightning.data.corpora import Corpus
 from tst_lightning.flops import AttentionConvention
 from tst_lightning.modeling import ActivationCheckpointing
 from tst_lightning.phases import PhaseStrategy
+
+if TYPE_CHECKING:
+    from tst_lightning.data.corpora import Corpus
 
 Layout = Literal["single", "ddp", "fsdp"]
 
@@ -56,7 +58,7 @@ class Setting:
     checkpointing: ActivationCheckpointing = "none"
     block_rows: int | None = None
     pool_blocks: int = 64
-    corpora: tuple[Corpus, ...] = ()
+    corpora: "tuple[Corpus, ...]" = ()
     unique_tokens: int | None = None
 
     @property
