@@ -1,6 +1,5 @@
 """The fused loss in two processes over gloo: under DDP and FSDP2, with the head's own weight and with a tied one."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig
 
+from tests.processes import free_port
 from tst_lightning.modeling import CausalLM, build_causal_lm, decoder_layers
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
@@ -68,11 +68,8 @@ def process(rank: int, port: int, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(process, (port, folder), nprocs=2)
+    mp.start_processes(process, (free_port(), folder), nprocs=2, start_method="forkserver")
     return folder
 
 
