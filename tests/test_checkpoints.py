@@ -15,7 +15,8 @@ import yaml
 from tests.conftest import tiny_config
 from tests.test_resume import assert_same_state, last, signal_at
 from tst_lightning.__main__ import main
-from tst_lightning.checkpoint_io import WholeCheckpointIO, read_step
+from tst_lightning.checkpoint_file import read_step
+from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.errors import RunError
 
 EVERY = {"trainer__val_check_interval": 4}

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from torch.distributed.tensor import DTensor
 
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import ROOT, tiny_config
@@ -38,7 +39,8 @@ class RankState(Callback):
     """Writes down what each rank ends with: ``rank-RANK.json`` in the run's folder."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in pl_module.state_dict().values()))
+        values = (v.full_tensor() if isinstance(v, DTensor) else v for v in pl_module.state_dict().values())
+        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values))
         facts = {"weights": weights.hexdigest(), "random": torch.get_rng_state().tolist()}
         (Path(trainer.default_root_dir) / f"rank-{trainer.global_rank}.json").write_text(json.dumps(facts))
 
@@ -66,9 +68,9 @@ def tokens(shards: Path, split: str) -> list[int]:
     return [chunk["tokens"] for chunk in json.loads((shards / "manifest.json").read_text())[split]["chunks"]]
 
 
-def fit_two(folder: Path, shards: Path, *arguments: str) -> None:
+def fit_two(folder: Path, shards: Path, *arguments: str, changes: dict[str, Any] = CHANGES) -> None:
     path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **CHANGES), sort_keys=False))
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **changes), sort_keys=False))
     state = '--trainer.callbacks+={"class_path": "tests.test_distributed.RankState"}'
     done = run("fit", "--config", str(path), "--ckpt_path", "last", *arguments, state, ranks=2)
     assert done.returncode == 0, done.stderr

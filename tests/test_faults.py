@@ -20,7 +20,7 @@ from tests.callbacks.test_non_finite import BadGradient, callback
 from tests.conftest import tiny_config
 from tests.processes import Command, run
 from tests.test_resume import assert_same_state, last, signal_at
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 
 CONTINUE = {
     "trainer__plugins": {

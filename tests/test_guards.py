@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from tests.data.numbered import numbered_corpus, stream
 from tests.test_resume import last, signal_at
 from tst_lightning.__main__ import main
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 from tst_lightning.data.rows import RowPlan
 from tst_lightning.errors import RunError
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.conftest import tiny_config
 from tests.processes import run
+from tst_lightning.commands.run_folder import find_checkpoint
 from tst_lightning.compare.runs import read_runs
 
 
@@ -35,11 +37,19 @@ def signal_at(step: int, number: int = signal.SIGTERM) -> tuple[str, ...]:
 
 
 def last(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    """All that the last checkpoint holds; of a sharded one the parts of all processes put together by torch's own tool."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if path.is_file():
+        return torch.load(path, weights_only=True)
+    whole = folder.with_suffix(".whole.pt")
+    dcp_to_torch_save(path, whole)
+    tensors = torch.load(whole, weights_only=True)
+    state = torch.load(path / "meta.pt", weights_only=True)
+    return state | {"state_dict": tensors["state_dict"], "optimizer_states": [tensors["optimizer_0"]]}
 
 
-def training_losses(folder: Path) -> dict[tuple[int, str], str]:
-    """Step to training loss and gradient norm, over all starts of the run."""
+def training_losses(folder: Path, logged: int = 20) -> dict[tuple[int, str], str]:
+    """Step to training loss and gradient norm, over all starts of the run; of so many logged steps."""
     losses: dict[tuple[int, str], str] = {}
     for path in sorted((folder / "csv").glob("version_*/metrics.csv")):
         with open(path) as file:
@@ -47,7 +57,7 @@ def training_losses(folder: Path) -> dict[tuple[int, str], str]:
                 for key in ("train/superposition/loss", "train/recovery/loss", "train/grad_norm"):
                     if row.get(key):
                         losses[int(row["step"]), key] = row[key]
-    assert len(losses) == 40
+    assert len(losses) == 2 * logged
     return losses
 
 
@@ -126,19 +136,20 @@ def killed_at(folder: Path, shards: Path, step: int, situation: str, ranks: int 
     done = run("fit", "--config", str(path), "--ckpt_path", "last", callback, ranks=ranks)
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoints = folder / "checkpoints"
-    assert any(checkpoints.glob("*.partial")) == situation.endswith(".ckpt")
+    partial = [path for path in checkpoints.glob("*.partial") if path.is_file()]  # folders are written beside training
+    assert bool(partial) == situation.endswith(".ckpt") or any(checkpoints.glob("*.replaced"))
     for checkpoint in checkpoints.glob("*.ckpt"):
-        torch.load(checkpoint, weights_only=True)
+        find_checkpoint(folder, str(checkpoint))
     return last(folder) if (checkpoints / "last.ckpt").exists() else {"global_step": 0}
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    """Last checkpoints, curves, and the names of all checkpoints."""
+def assert_same_run(one: Path, other: Path, logged: int = 20) -> None:
+    """Last checkpoints, curves, and the names of all checkpoints; of runs that logged so many steps."""
     assert_same_state(last(one), last(other))
     runs = read_runs([str(one), str(other)])
     curves = [[(p.step, p.flops, p.tokens, p.loss) for p in run.curve] for run in runs]
     assert curves[0] == curves[1]
-    assert training_losses(one) == training_losses(other)
+    assert training_losses(one, logged) == training_losses(other, logged)
     kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (one, other)]
     assert kept[0] == kept[1]  # the best and the one at the switch too
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
     "test": ("tst_lightning.commands.fit", "the same score under the test/ tags (there is no third split)"),
     "sweep": ("tst_lightning.commands.sweep", "fit over a grid or list of settings, and the surface of their losses"),
+    "export": ("tst_lightning.commands.export", "a checkpoint as an ordinary Hugging Face folder, checked"),
     "compare": ("tst_lightning.commands.compare", "compare runs over seeds at equal FLOPs, loss, data and time"),
 }
 

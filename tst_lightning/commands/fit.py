@@ -36,6 +36,7 @@ from tst_lightning.commands.run_folder import (
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
+from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.modeling import check_trainable
 from tst_lightning.module import SuperpositionModule
 from tst_lightning.whole_file import write_whole
@@ -180,7 +181,8 @@ class TSTCommandLine(LightningCLI):
 
         Raises:
             ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it, or
-            names a checkpoint after which there is nothing to train.
+                names a checkpoint after which there is nothing to train, or one of sharded weights where the run's are not
+                (or the other way round).
         """
         run_dir = Path(self.config.run_dir)
         status = read_status(run_dir)
@@ -210,6 +212,12 @@ class TSTCommandLine(LightningCLI):
             mark_finished(run_dir, found.step)
             print(f"finished  {run_dir}: {found.step:,} steps, all taken before it was killed")
             return
+        if found and found.path.is_dir() != isinstance(self.trainer.strategy, FullyShardedStrategy):
+            kind, wrote = ("sharded", "fsdp2") if found.path.is_dir() else ("a single file", "single or ddp")
+            raise ConfigError(
+                f"checkpoint '{found.path}' is {kind}, which this trainer.strategy does not go on from; set it as it was"
+                f" when the checkpoint was written (configs/trainer/: {wrote})"
+            )
         self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"

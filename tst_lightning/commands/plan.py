@@ -59,7 +59,7 @@ class PlanOptions:
         batch_size: rows of a micro-batch of one device (with shape or hf; 8)
         accumulate: micro-batches a step (with shape or hf; 1)
         precision: as Lightning names it (with shape or hf; bf16-mixed)
-        checkpointing: of activations, none or full (with shape or hf)
+        checkpointing: of activations, none, selective or full (with shape or hf)
         attention: how FLOPs count attention (with shape or hf)
         figure: write the published grid with the choice marked to this PNG
     """
@@ -85,7 +85,7 @@ class PlanOptions:
     batch_size: int | None = None
     accumulate: int | None = None
     precision: str | None = None
-    checkpointing: Literal["none", "full"] | None = None
+    checkpointing: Literal["none", "selective", "full"] | None = None
     attention: Literal["full", "causal"] | None = None
     figure: str | None = None
 

@@ -33,7 +33,7 @@ class Setting:
         layout: how parameters lie on the devices.
         optimizer: from parameters to the optimizer.
         attention: as FLOPs count it, full or causal.
-        checkpointing: of activations, none or full.
+        checkpointing: of activations, none, selective or full.
         block_rows: the largest bag size that the data is laid out for; None where nothing says so.
         pool_blocks: blocks whose rows are permuted together.
         corpora: to train on; empty where there are none yet.
