@@ -1,7 +1,6 @@
 """The loss in two processes over gloo, under DDP and FSDP2: with a head of its own, a tied one, and balanced experts."""
 
 import copy
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
+from tests.processes import free_port
 from tst_lightning.modeling import CausalLM, build_causal_lm, checkpoint_activations, decoder_layers
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
@@ -90,11 +90,8 @@ def process(rank: int, port: int, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(process, (port, folder), nprocs=2)
+    mp.start_processes(process, (free_port(), folder), nprocs=2, start_method="forkserver")
     return folder
 
 
