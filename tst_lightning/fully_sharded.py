@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         asynchronous: of sharded checkpoints, copy the parts to memory, and write them while training goes on. The next
             checkpoint, and the end of the run, wait for it.
         process_group_backend: of torch.distributed; None takes that of the device.
+        timeout: for how long a process waits for the others, at the start and within a step, before it gives the run up.
 
     Raises:
         ConfigError: asynchronous checkpoints that are not sharded.
@@ -48,6 +50,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         checkpoints: Literal["sharded", "whole"] = "sharded",
         asynchronous: bool = False,
         process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         if asynchronous and checkpoints != "sharded":
             raise ConfigError(
@@ -59,6 +62,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             tensor_parallel_size=1,
             save_distributed_checkpoint=checkpoints == "sharded",
             process_group_backend=process_group_backend,
+            timeout=timeout,
         )
         self.reshard_after_forward = reshard_after_forward
         self.asynchronous = asynchronous

@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
-from tst_lightning.commands.limits import check_memory, check_nodes, check_numbers
+from tst_lightning.commands.launch import check_launch, check_shared_folder
+from tst_lightning.commands.limits import check_memory, check_numbers
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
 from tst_lightning.commands.run_folder import (
@@ -48,14 +49,21 @@ DESCRIPTIONS = {
 }
 
 # What torch's backends (gloo, NCCL) say when the process at the other end is gone.
-_LOST_PROCESS = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|^DataLoader worker")
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|Connection (closed|reset) by peer|remote process exit(ed|ing)|^DataLoader worker"
+)
 
 
 class _SaveConfig(SaveConfigCallback):
     """Saves the resolved configuration as ``config.yaml`` in the run's folder, once nothing was refused."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: data and checkpoint may still be refused."""
+        """Writes nothing yet: data and checkpoint may still be refused.
+
+        Raises:
+            ConfigError: the processes don't see the same checkpoints.
+        """
+        check_shared_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -195,7 +203,8 @@ class TSTCommandLine(LightningCLI):
         if status:
             check_same_data(run_dir, status, self.datamodule.hashes)
             if status.status == "finished" and status.step >= self.trainer.max_steps:
-                print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
+                if self.trainer.is_global_zero:
+                    print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
         found = find_checkpoint(run_dir, self.config.ckpt_path)
         if status and status.step and found is None and self.trainer.is_global_zero:
@@ -262,7 +271,7 @@ class TSTCommandLine(LightningCLI):
     def _run(self, method: Callable[..., Any], checkpoint: Path | None, step: int) -> None:
         trainer, sizes = self.trainer, ""
         try:
-            check_nodes(trainer)
+            check_launch(trainer)
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
             with new_files_removed(Path(self.config.run_dir), trainer, step):
