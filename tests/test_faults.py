@@ -6,8 +6,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.callbacks.test_non_finite import BadGradient, callback
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
+from tests.processes import Command, run
 from tests.test_resume import assert_same_state, last, signal_at
 from tst_lightning.checkpoint_file import read_step
 
@@ -113,8 +112,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path:
 def test_logs_of_a_killed_run_can_be_read(tmp_path: Path, shards: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", shards), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *signal_at(12, signal.SIGKILL)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert run("fit", "--config", str(path), *signal_at(12, signal.SIGKILL)).returncode == -signal.SIGKILL
     with open(tmp_path / "run" / "csv" / "version_0" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row.get("val/loss")] == [4, 9]
@@ -128,11 +126,11 @@ def test_logs_of_a_killed_run_can_be_read(tmp_path: Path, shards: Path) -> None:
 DDP = {"trainer__accelerator": "cpu", "trainer__devices": 2, "trainer__strategy": "ddp"}
 
 
-def start_two(tmp_path: Path, shards: Path, *arguments: str, **changes: Any) -> subprocess.Popen[str]:
+def start_two(tmp_path: Path, shards: Path, *arguments: str, ranks: int = 1, **changes: Any) -> Command:
+    """A run of two processes, of which Lightning starts the second unless both are asked for here."""
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "two", shards, **DDP, **changes), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command("fit", "--config", str(path), *arguments, ranks=ranks)
 
 
 def errors(stderr: str) -> list[str]:
@@ -185,7 +183,7 @@ def test_an_error_of_one_process_ends_the_other_one(tmp_path: Path, shards: Path
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_an_error_of_both_processes_is_said_once(tmp_path: Path, shards: Path) -> None:
-    process = start_two(tmp_path, shards, callback(BadGradient, steps=[7]))
+    process = start_two(tmp_path, shards, callback(BadGradient, steps=[7]), ranks=2)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     (said,) = errors(err)

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
 from tests.test_distributed import few, fit_two  # noqa: F401 - a fixture
 from tests.test_resume import assert_same_run, killed_at, last
 from tst_lightning.__main__ import main
-from tst_lightning.errors import ConfigError, RunError
-from tst_lightning.fully_sharded import FullyShardedStrategy
+from tst_lightning.errors import RunError
 from tst_lightning.modeling import build_causal_lm, initialise
 from tst_lightning.optim import decay_groups
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
@@ -95,10 +94,10 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
     """Killed while a checkpoint was about to take its place, and after one that was written beside training."""
     folder = tmp_path / "killed"
     behind = CHANGES | {"trainer__strategy": {"class_path": SHARDED, "init_args": {"asynchronous": True}}}
-    killed_at(folder, few, 8, "last.ckpt", **CHANGES)
+    killed_at(folder, few, 8, "last.ckpt", ranks=2, **CHANGES)
     (old, new) = (folder / "checkpoints" / f"last.ckpt.{name}" for name in ("replaced", "partial"))
     assert (read_sharded_step(old), read_sharded_step(new)) == (4, 8)
-    assert killed_at(folder, few, 13, "training", **behind)["global_step"] in (8, 12)
+    assert killed_at(folder, few, 13, "training", ranks=2, **behind)["global_step"] in (8, 12)
     fit_two(folder, few, changes=behind)
     shutil.rmtree(folder / "checkpoints" / "best-step=8.ckpt")  # gone on from once, and so kept by Lightning
     assert_same_run(whole, folder)
@@ -116,7 +115,21 @@ def test_one_process_scores_it(whole: Path, capfd: pytest.CaptureFixture[str]) -
     fit = ["fit", "--config", str(whole.with_suffix(".yaml")), "--config", str(one)]
     checkpoint = str(whole / "checkpoints" / "switch-recovery-step=10.ckpt")
     assert main([*fit, "--run_dir", str(whole.with_name("one")), "--ckpt_path", checkpoint]) == 2
-    assert "is sharded, and is gone on from by the strategy that wrote it" in capfd.readouterr().err
+    assert "is sharded, which this trainer.strategy does not go on from" in capfd.readouterr().err
+
+
+def test_one_process_exports_it(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(whole / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    for name, value in last(whole)["state_dict"].items():
+        assert torch.equal(loaded[name.removeprefix("model.lm.")], value), name
+    card = (out / "README.md").read_text()
+    assert "# whole, step 20\n" in card and "| 10 | 4 | 5,120 | 1,280 |" in card and "device: 2 x cpu" in card
+    shutil.copytree(whole / "checkpoints" / "last.ckpt", tmp_path / "cut.ckpt")
+    (tmp_path / "cut.ckpt" / "__1_0.distcp").unlink()
+    assert main(["export", str(tmp_path / "cut.ckpt"), "--out", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -146,8 +159,3 @@ def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was altered since it was written .*lm_head.weight.* in __1_0.distcp"):
         check_bytes(folder, 1, 2)
     check_bytes(folder, 0, 2)
-
-
-def test_asynchronous_ones_are_sharded() -> None:
-    with pytest.raises(ConfigError, match="only sharded ones"):
-        FullyShardedStrategy(checkpoints="whole", asynchronous=True)

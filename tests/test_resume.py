@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ import yaml
 from lightning.pytorch import Callback
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
+from tests.processes import run
 from tst_lightning.commands.run_folder import find_checkpoint
 from tst_lightning.compare.runs import read_runs
 
@@ -127,15 +126,14 @@ class KillAt(Callback):
         os.replace = die_or_replace
 
 
-def killed_at(folder: Path, shards: Path, step: int, situation: str, **changes: Any) -> dict[str, Any]:
+def killed_at(folder: Path, shards: Path, step: int, situation: str, ranks: int = 1, **changes: Any) -> dict[str, Any]:
     """Starts or goes on with a run in processes of its own, in which it is killed; its last checkpoint, if any."""
     kill = {"class_path": "tests.test_resume.KillAt"}
     kill["init_args"] = {"step": step, "situation": situation}
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tiny_config(folder, shards, **changes), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), "--ckpt_path", "last"]
-    command.append(f"--trainer.callbacks+={json.dumps(kill)}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, start_new_session=True)
+    callback = f"--trainer.callbacks+={json.dumps(kill)}"
+    done = run("fit", "--config", str(path), "--ckpt_path", "last", callback, ranks=ranks)
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoints = folder / "checkpoints"
     partial = [path for path in checkpoints.glob("*.partial") if path.is_file()]  # folders are written beside training

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Third-party package -> the only places that may import it.
 KEPT_IN = {
     "litdata": {"data", "shards"},
-    "transformers": {"modeling", "flops", "shards", "module.py", "plan", "commands"},
+    "transformers": {"modeling", "flops", "shards", "module.py", "plan", "export", "commands"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py", "fully_sharded.py"},
     "matplotlib": {"compare", "plan", "published", "sweep"},
     "optuna": {"sweep"},
@@ -40,6 +40,7 @@ ORDER = [
         {"module.py"},
         {"callbacks"},
         {"compare"},
+        {"export"},
         {"plan"},
         {"sweep"},
         {"commands"},

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ _PARTIAL = ".partial"
 
 class FullyShardedStrategy(ModelParallelStrategy):
     """Each process keeps a part of every weight, of its gradient and of its optimizer state, and gathers a layer's
-    weights whole while the layer runs.
+    weights whole while the layer runs. Checkpoints are folders to which each process writes its part.
 
     Every transformer layer is a unit of FSDP2, embeddings, final norm and LM head together another. With ``bf16-mixed``
     weights are gathered in bfloat16 and gradients summed in float32; master weights stay float32.
@@ -33,37 +33,20 @@ class FullyShardedStrategy(ModelParallelStrategy):
     Args:
         reshard_after_forward: let a layer's gathered weights go after its forward pass, and gather them again for its
             backward: least memory. False keeps them in between: a third less to send, all weights in memory once a step.
-        checkpoints: ``sharded``: a folder to which every process writes its own part; ``whole``: the first process gathers
-            everything in its memory and writes one file, as a single device does.
-        asynchronous: of sharded checkpoints, copy the parts to memory, and write them while training goes on. The next
+        asynchronous: copy what a checkpoint holds to the machine's memory, and write it while training goes on. The next
             checkpoint, and the end of the run, wait for it.
         process_group_backend: of torch.distributed; None takes that of the device.
         timeout: for how long a process waits for the others, at the start and within a step, before it gives the run up.
-
-    Raises:
-        ConfigError: asynchronous checkpoints that are not sharded.
     """
 
     def __init__(
         self,
         reshard_after_forward: bool = True,
-        checkpoints: Literal["sharded", "whole"] = "sharded",
         asynchronous: bool = False,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        if asynchronous and checkpoints != "sharded":
-            raise ConfigError(
-                "trainer.strategy.init_args.asynchronous is true, but checkpoints is 'whole'; only sharded ones can be"
-                " written while training goes on"
-            )
-        super().__init__(
-            data_parallel_size="auto",
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=checkpoints == "sharded",
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-        )
+        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
         self.reshard_after_forward = reshard_after_forward
         self.asynchronous = asynchronous
         self._writers: dist.ProcessGroup | None = None
@@ -109,8 +92,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
             RunError: this one, or an asynchronous one before it, can't be written.
         """
         path = Path(self.broadcast(filepath))
-        if not self._save_distributed_checkpoint:
-            return super().save_checkpoint(checkpoint, path, storage_options)
         self.finish_saving()
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{i}": one for i, one in enumerate(checkpoint.pop("optimizer_states", []))}
@@ -147,7 +128,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._to_remove.append(filepath)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """As inherited, after each process has compared a share of the files with their checksums.
+        """As inherited, after each process has compared a share of the files with their checksums. A single file's weights
+        are cut on the way, to be scored.
 
         Raises:
             RunError: the checkpoint was altered since it was written.

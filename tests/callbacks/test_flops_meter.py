@@ -3,8 +3,6 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,8 @@ from lightning.pytorch import Callback
 from transformers import LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
-from tests.conftest import ROOT, SEQ_LEN, tiny_config
+from tests.conftest import SEQ_LEN, tiny_config
+from tests.processes import run
 from tests.test_resume import assert_same_run, last, signal_at
 from tst_lightning.callbacks import FlopsMeter
 from tst_lightning.callbacks.totals import Totals
@@ -231,8 +230,7 @@ def test_two_processes_do_twice_the_work_on_other_rows(fit: Any, tmp_path: Path,
     changes = {"trainer__accelerator": "cpu", "trainer__devices": 2, "trainer__strategy": "ddp"}
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "two", shards, **changes), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *RECORD]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run("fit", "--config", str(path), *RECORD, ranks=2)
     assert done.returncode == 0, done.stderr
     one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert [row["compute/step"] for row in one] == [row["compute/step"] for row in two]

@@ -238,8 +238,7 @@ def test_two_at_once_do_not_meet(corpus, tmp_path):
         seen.add(tuple(sorted(codes)))
         for code, error in zip(codes, errors, strict=True):
             assert code == 0 or error == (
-                f"error: another `tst prepare` is writing '{tmp_path}/out' at this moment: wait for it, or choose another"
-                " --out"
+                f"error: another process is writing '{tmp_path}/out' at this moment: wait for it, or choose another --out"
             )
         assert 0 in codes
         assert verify_folder(tmp_path / "out") == []

@@ -189,7 +189,8 @@ class TSTCommandLine(LightningCLI):
 
         Raises:
             ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it, or
-                names a checkpoint after which there is nothing to train, or a sharded one where the run is not.
+                names a checkpoint after which there is nothing to train, or one of sharded weights where the run's are not
+                (or the other way round).
         """
         run_dir = Path(self.config.run_dir)
         status = read_status(run_dir)
@@ -220,10 +221,11 @@ class TSTCommandLine(LightningCLI):
             mark_finished(run_dir, found.step)
             print(f"finished  {run_dir}: {found.step:,} steps, all taken before it was killed")
             return
-        if found and found.path.is_dir() and not isinstance(self.trainer.strategy, FullyShardedStrategy):
+        if found and found.path.is_dir() != isinstance(self.trainer.strategy, FullyShardedStrategy):
+            kind, wrote = ("sharded", "fsdp2") if found.path.is_dir() else ("a single file", "single or ddp")
             raise ConfigError(
-                f"checkpoint '{found.path}' is sharded, and is gone on from by the strategy that wrote it; set"
-                " trainer.strategy to tst_lightning.fully_sharded.FullyShardedStrategy (configs/trainer/fsdp2.yaml)"
+                f"checkpoint '{found.path}' is {kind}, which this trainer.strategy does not go on from; set it as it was"
+                f" when the checkpoint was written (configs/trainer/: {wrote})"
             )
         self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
