@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
-from tst_lightning.commands.launch import check_launch, check_shared_folder
+from tst_lightning.commands.launch import SameCheckpoint, check_launch
 from tst_lightning.commands.limits import check_memory, check_numbers
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
@@ -58,12 +58,7 @@ class _SaveConfig(SaveConfigCallback):
     """Saves the resolved configuration as ``config.yaml`` in the run's folder, once nothing was refused."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes nothing yet: data and checkpoint may still be refused.
-
-        Raises:
-            ConfigError: the processes don't see the same checkpoints.
-        """
-        check_shared_folder(trainer)
+        """Nothing yet: data and checkpoint may still be refused."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -257,7 +252,7 @@ class TSTCommandLine(LightningCLI):
         try:
             self._run(method, checkpoint, step)
         except UserError as error:
-            if trainer.world_size > 1 and _said_by_another(str(error)):
+            if trainer.world_size > 1 and _said_by_another(str(error), trainer):
                 raise SystemExit(error.exit_code) from error
             raise
         except Exception as error:
@@ -276,6 +271,7 @@ class TSTCommandLine(LightningCLI):
             check_launch(trainer)
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
+            trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
             with new_files_removed(Path(self.config.run_dir), trainer, step):
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
@@ -301,15 +297,15 @@ def _is_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
 
 
-def _said_by_another(message: str) -> bool:
-    """Whether another process of the run has ended with the same message before this one."""
+def _said_by_another(message: str, trainer: Trainer) -> bool:
+    """Whether another process of the run on this machine has ended with the same message before this one."""
     if not dist.is_initialized():
         return False
     try:
         store = dist.distributed_c10d._get_default_store()
-        return store.add(f"tst_lightning: {message}", 1) > 1
-    except RuntimeError:  # the process that kept it, the first one, is gone, and has said why
-        return True
+        return store.add(f"tst_lightning: {trainer.node_rank}: {message}", 1) > 1
+    except RuntimeError:  # the process that kept it, the run's first one, is gone, and has said why on its machine
+        return trainer.node_rank == 0 or trainer.local_rank > 0
 
 
 def _quieten() -> None:

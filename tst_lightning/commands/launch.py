@@ -1,9 +1,10 @@
 """How the processes of a run come together: what a launcher was not told is said at once, before they wait in silence."""
 
 import os
+from pathlib import Path
 
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tst_lightning.errors import ConfigError
 
@@ -62,18 +63,25 @@ def _check_address(nodes: int) -> None:
         raise ConfigError(f"NODE_RANK is {os.environ['NODE_RANK']}; of {nodes} machines it must be 0 to {nodes - 1}")
 
 
-def check_shared_folder(trainer: Trainer) -> None:
+class SameCheckpoint(Callback):
     """Refuses machines that don't see the same checkpoints: some would go on where others begin anew.
 
     Args:
-        trainer: whose processes are connected.
-
-    Raises:
-        ConfigError: they go on from different checkpoints, or only some of them from one.
+        path: of the checkpoint that this process has found; None for none.
     """
-    first = trainer.strategy.broadcast(trainer.ckpt_path)
-    if not trainer.strategy.reduce_boolean_decision(first == trainer.ckpt_path):
-        raise ConfigError(
-            f"the processes of the run don't find the same checkpoint to go on from (the first one finds"
-            f" {first or 'none'}); run_dir must lie on a file system that all machines share"
-        )
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks all processes, as soon as they are connected.
+
+        Raises:
+            ConfigError: they found different ones, or only some of them one.
+        """
+        first = trainer.strategy.broadcast(self.path)
+        if not trainer.strategy.reduce_boolean_decision(first == self.path):
+            raise ConfigError(
+                f"the processes of the run don't find the same checkpoint to go on from (the first one finds"
+                f" {first or 'none'}); run_dir must lie on a file system that all machines share"
+            )
