@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         asynchronous: copy what a checkpoint holds to the machine's memory, and write it while training goes on. The next
             checkpoint, and the end of the run, wait for it.
         process_group_backend: of torch.distributed; None takes that of the device.
+        timeout: for how long a process waits for the others, at the start and within a step, before it gives the run up.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         reshard_after_forward: bool = True,
         asynchronous: bool = False,
         process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend)
+        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
         self.reshard_after_forward = reshard_after_forward
         self.asynchronous = asynchronous
         self._writers: dist.ProcessGroup | None = None

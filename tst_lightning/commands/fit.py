@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
-from tst_lightning.commands.limits import check_memory, check_nodes, check_numbers, check_processes
+from tst_lightning.commands.launch import SameCheckpoint, check_launch
+from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
 from tst_lightning.commands.run_folder import (
@@ -48,7 +49,9 @@ DESCRIPTIONS = {
 }
 
 # What torch's backends (gloo, NCCL) say when the process at the other end is gone.
-_LOST_PROCESS = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|^DataLoader worker")
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|Connection (closed|reset) by peer|remote process exit(ed|ing)|^DataLoader worker"
+)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -198,7 +201,8 @@ class TSTCommandLine(LightningCLI):
         if status:
             check_same_data(run_dir, status, self.datamodule.hashes)
             if status.status == "finished" and status.step >= self.trainer.max_steps:
-                print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
+                if self.trainer.is_global_zero:
+                    print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
         found = find_checkpoint(run_dir, self.config.ckpt_path)
         if status and status.step and found is None and self.trainer.is_global_zero:
@@ -250,7 +254,7 @@ class TSTCommandLine(LightningCLI):
         try:
             self._run(method, checkpoint, step)
         except UserError as error:
-            if trainer.world_size > 1 and _said_by_another(str(error)):
+            if trainer.world_size > 1 and _said_by_another(str(error), trainer):
                 raise SystemExit(error.exit_code) from error
             raise
         except Exception as error:
@@ -266,9 +270,10 @@ class TSTCommandLine(LightningCLI):
     def _run(self, method: Callable[..., Any], checkpoint: Path | None, step: int) -> None:
         trainer, sizes = self.trainer, ""
         try:
-            check_nodes(trainer)
+            check_launch(trainer)
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
+            trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
             with new_files_removed(Path(self.config.run_dir), trainer, step):
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
@@ -294,15 +299,15 @@ def _is_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
 
 
-def _said_by_another(message: str) -> bool:
-    """Whether another process of the run has ended with the same message before this one."""
+def _said_by_another(message: str, trainer: Trainer) -> bool:
+    """Whether another process of the run on this machine has ended with the same message before this one."""
     if not dist.is_initialized():
         return False
     try:
         store = dist.distributed_c10d._get_default_store()
-        return store.add(f"tst_lightning: {message}", 1) > 1
-    except RuntimeError:  # the process that kept it, the first one, is gone, and has said why
-        return True
+        return store.add(f"tst_lightning: {trainer.node_rank}: {message}", 1) > 1
+    except RuntimeError:  # the process that kept it, the run's first one, is gone, and has said why on its machine
+        return trainer.node_rank == 0 or trainer.local_rank > 0
 
 
 def _quieten() -> None:
