@@ -194,6 +194,12 @@ class SuperpositionModule(LightningModule):
 
     # -- training -----------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Keeps the step under which loggers write: Lightning's is one short after a checkpoint of a final validation
+        that ``val_check_interval`` does not name.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The phase's loss on a batch of its rows.
 
@@ -224,6 +230,8 @@ class SuperpositionModule(LightningModule):
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
         each corpus' own, where the step read it; and the norm of its gradient before clipping.
 
+        After the last step it has the final model validated, whether or not ``val_check_interval`` divides the run.
+
         Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value, and takes its time
         at every step, logged or not.
         """
@@ -236,6 +244,8 @@ class SuperpositionModule(LightningModule):
         ]
         if (batch_idx + 1) % accumulate:
             return
+        if self.trainer.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True  # has Lightning validate the final model, wherever the interval falls
         loss, rows = self._corpus_loss, self._corpus_rows
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if (batch_idx + 1) % (accumulate * self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]

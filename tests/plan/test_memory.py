@@ -40,19 +40,20 @@ def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, prec
 
 
 @pytest.mark.parametrize(
-    ("seq_len", "checkpointing"),
-    [(32, "none"), (32, "selective"), (192, "none")],  # 192 is twice an expert's width, as its first matrix has
+    ("seq_len", "checkpointing", "precision"),
+    # 192 is twice an expert's width, as its first matrix has.
+    [(32, "none", "32-true"), (32, "selective", "32-true"), (192, "none", "32-true"), (32, "none", "bf16-mixed")],
 )
 def test_of_experts_the_grouped_products_activations_count(
-    seq_len: int, checkpointing: ActivationCheckpointing
+    seq_len: int, checkpointing: ActivationCheckpointing, precision: str
 ) -> None:
     model = build_causal_lm(copy.deepcopy(MOE))
     checkpoint_activations(model.lm, checkpointing)
     tokens = torch.randint(512, (8, seq_len + 1))
-    real = kept_bytes(model, NextTokenPhase(), tokens, None)
+    real = kept_bytes(model, NextTokenPhase(), tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
     # Both keep the chosen experts' inputs and outputs; the orders of sorting differ a little.
-    memory = measure(setting(MOE, seq_len=seq_len, checkpointing=checkpointing), [NextTokenPhase()])
-    assert memory.activations == pytest.approx(real, rel=0.02)
+    sizes = setting(MOE, seq_len=seq_len, checkpointing=checkpointing, precision=precision)
+    assert measure(sizes, [NextTokenPhase()]).activations == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", CHOICES)

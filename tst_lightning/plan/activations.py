@@ -49,7 +49,8 @@ def measure_activations(
         ConfigError: the architecture's activations can't be checkpointed.
     """
     distinct = {(type(phase), phase.bag_size): phase for phase in phases}.values()
-    whole = [_kept(model, phase, setting, autocast) for phase in distinct]
+    copies = _expert_copies(model, setting, autocast)
+    whole = [_kept(model, phase, setting, autocast).with_copies(copies) for phase in distinct]
     if setting.checkpointing == "none":
         return Activations(max(kept.total for kept in whole), 0)
     checkpoint_activations(model.lm, setting.checkpointing)
@@ -66,6 +67,22 @@ class _Kept:
 
     total: int
     layers: list[int]
+
+    def with_copies(self, copies: list[int]) -> "_Kept":
+        """The same, and so many bytes more of each layer."""
+        return _Kept(self.total + sum(copies), [sum(pair) for pair in zip(self.layers, copies, strict=True)])
+
+
+def _expert_copies(model: CausalLM, setting: Setting, autocast: torch.dtype | None) -> list[int]:
+    """Bytes of each layer's experts in autocast's dtype, which grouped products keep for the backward; the plain formula,
+    which is measured, keeps others. Sharded weights are gathered in that dtype.
+    """
+    layers = decoder_layers(model.lm)
+    if layers is None:
+        return [0]
+    if autocast is None or setting.layout == "fsdp" or not experts_a_position(model.lm.config):
+        return [0] * len(layers)
+    return [sum(p.numel() for p in layer.parameters() if p.ndim == 3) * autocast.itemsize for layer in layers]
 
 
 def _kept(model: CausalLM, phase: PhaseStrategy, setting: Setting, autocast: torch.dtype | None) -> _Kept:
