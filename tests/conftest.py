@@ -82,6 +82,16 @@ def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:
     return config
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """The finished run of the tiny configuration as it stands, for other runs to be held against; not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards), sort_keys=False))
+    assert main(["fit", "--config", str(path)]) == 0
+    return folder
+
+
 @pytest.fixture
 def fit(tmp_path: Path, shards: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Runs ``tst fit`` on a tiny configuration; gives the exit code and what it printed."""
