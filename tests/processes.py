@@ -24,7 +24,7 @@ from subprocess import CompletedProcess, TimeoutExpired
 
 ROOT = Path(__file__).parent.parent
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tst_lightning.commands.fit"])
+_SERVER.set_forkserver_preload(["tst_lightning.commands.fit", "tst_lightning.shards.build"])
 
 
 class Command:

@@ -16,10 +16,12 @@ from tst_lightning.__main__ import main
 # Sweeps are another command's: tests/commands/test_sweep.py.
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "sweeps")
 PAIRS = [path for path in CONFIGS if path.name == "tst.yaml" and (path.parent / "baseline.yaml").exists()]
+# Of the paper's, printed and parsed again: one with a mixture of corpora, a model of experts and several machines.
+ROUND_TRIPS = [path for path in CONFIGS if "paper" not in path.parts or path.parts[-2:] == ("10b_a1b", "tst.yaml")]
 
 
 def test_configs_are_found() -> None:
-    assert len(CONFIGS) >= 2 and len(PAIRS) >= 1
+    assert len(CONFIGS) >= 2 and {path.parent.name for path in PAIRS} >= {"quickstart", "3b", "10b_a1b"}
 
 
 @pytest.fixture
@@ -55,18 +57,19 @@ def assert_holds(printed: Any, given: Any, where: str) -> None:
 def test_config_parses_and_round_trips(printed: Any, path: Path, tmp_path: Path) -> None:
     resolved = printed("--config", str(path))
     assert_holds(resolved, yaml.safe_load(path.read_text()), "")
+    if path not in ROUND_TRIPS:
+        return
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(resolved, sort_keys=False))
     assert printed("--config", str(again)) == resolved
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: str(path.parent.relative_to(ROOT)))
-def test_baseline_and_tst_differ_in_phases_and_run_name_alone(printed: Any, path: Path) -> None:
-    pair = [printed("--config", str(path.parent / name)) for name in ("baseline.yaml", "tst.yaml")]
-    assert pair[0]["model"]["phases"] != pair[1]["model"]["phases"]
-    assert pair[0]["run_dir"] != pair[1]["run_dir"]
-    for config in pair:
-        del config["model"]["phases"], config["run_dir"]
+def test_baseline_and_tst_differ_in_phases_and_run_name_alone(path: Path) -> None:
+    """As written: what is left out has one default for both."""
+    pair = [yaml.safe_load((path.parent / name).read_text()) for name in ("baseline.yaml", "tst.yaml")]
+    assert pair[0]["model"].pop("phases") != pair[1]["model"].pop("phases")
+    assert pair[0].pop("run_dir") != pair[1].pop("run_dir")
     assert pair[0] == pair[1]
 
 

@@ -184,6 +184,19 @@ def test_switch_happens_at_its_step(fit: Any, tmp_path: Path, accumulate: int) -
     assert float(last["compute/tokens"]) == (3 * 4 + 4) * accumulate * ROWS * SEQ_LEN
 
 
+def test_the_final_model_is_validated_whatever_the_interval(fit: Any, tmp_path: Path) -> None:
+    """And the same run made longer validates at multiples of the interval again, and at its end."""
+    changes = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 6}
+    for version, (steps, expected) in enumerate([(7, [3, 6, 7]), (11, [9, 11])]):
+        share = {"model__phases__superposition__init_args__share": 3.01 / steps}
+        code, said = fit("run", "--ckpt_path", "last", trainer__max_steps=steps, **share, **changes)
+        assert code == 0, said
+        with open(tmp_path / "run" / "csv" / f"version_{version}" / "metrics.csv") as file:
+            validated = [(int(row["step"]) + 1, row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+        assert [step for step, _ in validated] == expected
+        assert f"{steps} steps, validation loss {float(validated[-1][1]):.4f}" in said
+
+
 def test_a_run_that_reads_its_data_twice_says_so(fit: Any, tmp_path: Path) -> None:
     note = "note      the data is read more than once"
     code, said = fit("run", data__batch_size=256, trainer__max_steps=40, trainer__val_check_interval=40)

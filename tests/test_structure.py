@@ -83,6 +83,24 @@ def test_imports_point_one_way(path: Path) -> None:
         assert place(path) in KEPT_IN.get(library, {place(path)}), f"{place(path)} imports {library}"
 
 
+def reached(module: str, found: set[str]) -> set[str]:
+    """A module of the package, the packages that hold it, and all that they import, one through another."""
+    parts = module.split(".")
+    for name in (".".join(parts[: end + 1]) for end in range(len(parts))):
+        path = ROOT.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name not in found:
+            found.add(name)
+            for other in imports(path) if path.exists() else ():
+                reached(other, found) if other.startswith("tst_lightning") else found.add(other.split(".")[0])
+    return found
+
+
+def test_a_plan_of_a_model_does_not_wait_for_lightning() -> None:
+    found = reached("tst_lightning.plan.document", reached("tst_lightning.commands.plan_model", set()))
+    assert "transformers" in found and not found & {"lightning", "litdata"}
+
+
 def test_every_test_file_is_collected(request: pytest.FixtureRequest) -> None:
     if request.config.option.keyword or request.config.option.markexpr or request.config.args != ["tests"]:
         pytest.skip("only a selection of the tests was asked for")

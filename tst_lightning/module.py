@@ -68,7 +68,9 @@ class SuperpositionModule(LightningModule):
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
             checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
-            is due: a fraction of the memory for about a quarter more work, the same numbers; ``none`` keeps everything.
+            is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
+            matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
+            everything.
     """
 
     def __init__(
@@ -131,8 +133,7 @@ class SuperpositionModule(LightningModule):
             check_trainable(self.config)
             with torch.device("meta"):
                 self.model = build_causal_lm(self.config)
-            if self.activation_checkpointing == "full":
-                checkpoint_activations(self.model.lm)
+            checkpoint_activations(self.model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
             strategy = self.trainer.strategy
@@ -193,6 +194,12 @@ class SuperpositionModule(LightningModule):
 
     # -- training -----------------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Keeps the step under which loggers write: Lightning's is one short after a checkpoint of a final validation
+        that ``val_check_interval`` does not name.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The phase's loss on a batch of its rows.
 
@@ -201,7 +208,8 @@ class SuperpositionModule(LightningModule):
             batch_idx: micro-batch of the run.
 
         Returns:
-            ``loss`` in nats a position, to be minimised, and ``row_losses`` (B,), the same of each row.
+            ``loss`` in nats a position, to be minimised; ``row_losses`` (B,), the cross-entropy of each row; and of a
+            mixture of experts ``balance_loss`` and ``expert_loads`` (see :class:`~tst_lightning.losses.Balance`).
 
         Raises:
             RunError: stream and run disagree about the phase.
@@ -213,11 +221,16 @@ class SuperpositionModule(LightningModule):
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
         loss = self.model(batch["tokens"], phase)
-        return {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        results = {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        if loss.balance is not None:
+            results |= {"balance_loss": loss.balance.loss.detach(), "expert_loads": loss.balance.loads}
+        return results
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
         each corpus' own, where the step read it; and the norm of its gradient before clipping.
+
+        After the last step it has the final model validated, whether or not ``val_check_interval`` divides the run.
 
         Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value, and takes its time
         at every step, logged or not.
@@ -231,6 +244,8 @@ class SuperpositionModule(LightningModule):
         ]
         if (batch_idx + 1) % accumulate:
             return
+        if self.trainer.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True  # has Lightning validate the final model, wherever the interval falls
         loss, rows = self._corpus_loss, self._corpus_rows
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if (batch_idx + 1) % (accumulate * self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]

@@ -244,7 +244,7 @@ def test_checkpoints_that_are_none(refused: Any, runs: Path, shards: Path, tmp_p
         assert said in refused(path, code=1)
     content["made_with"]["model.config"]["model_type"] = "of another world"
     torch.save(content, path)
-    assert "is of no model of transformers as it is here (" in refused(path, code=1)
+    assert "makes no model of this version of transformers (" in refused(path, code=1)
 
 
 def test_folders_that_are_not_to_be_replaced(refused: Any, runs: Path, tmp_path: Path) -> None:

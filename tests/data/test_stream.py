@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,6 +186,36 @@ def test_the_state_is_the_same_on_every_rank(three: list[Corpus]) -> None:
             next(iterator)
         states.append(each.state_dict())
     assert states[0] == states[1] == states[2]
+
+
+def test_the_state_does_not_grow_with_the_number_of_chunks(tmp_path: Path) -> None:
+    states = []
+    for chunk_tokens in (1000, 20):
+        corpus = numbered_corpus(tmp_path / str(chunk_tokens), chunk_tokens=chunk_tokens)
+        each = stream([corpus], [RowPlan("a", 4, 20, 9)], BLOCK)
+        iterator = iter(each)
+        for _ in range(3):
+            next(iterator)
+        states.append(each.state_dict())
+    assert states[0] == states[1]
+
+
+def test_the_next_chunk_is_checked_while_this_one_is_read(tmp_path: Path) -> None:
+    """So that no rank waits for a hash; and what is wrong with it is said where it would be read, not before."""
+    corpus = numbered_corpus(tmp_path, tokens=1400)  # two chunks of 35 blocks
+    reader = BlockReader(corpus, BLOCK, seed=1)
+    first = next(reader)
+    loader = reader._loader.dataset.item_loader
+    ((path, check),) = loader._ahead.items()
+    assert check.result() is None and Path(path).exists()
+    # The first chunk holds the tokens below 700; the next one is the other.
+    assert path == str(tmp_path / "train" / f"chunk-0-{int(first[0] < 700)}.bin")
+
+    Path(path).write_bytes(Path(path).read_bytes()[:-2] + b"\0\0")
+    again = BlockReader(corpus, BLOCK, seed=1)
+    assert len([next(again) for _ in range(35)]) == 35
+    with pytest.raises(RunError, match=f"'{path}' is damaged"):
+        next(again)
 
 
 def test_another_layout_is_refused(numbered: Corpus) -> None:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
 from tst_lightning.commands.launch import SameCheckpoint, check_launch
-from tst_lightning.commands.limits import check_memory, check_numbers
+from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
 from tst_lightning.commands.run_folder import (
@@ -35,7 +35,7 @@ from tst_lightning.commands.run_folder import (
     read_status,
 )
 from tst_lightning.commands.run_parser import RunParser
-from tst_lightning.data import TokenDataModule
+from tst_lightning.data.datamodule import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
 from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.modeling import check_trainable
@@ -109,7 +109,12 @@ class TSTCommandLine(LightningCLI):
         check_numbers(self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with the named loggers and callbacks; only training logs, so that scoring leaves a run's log be."""
+        """The trainer with the named loggers and callbacks; only training logs, so that scoring leaves a run's log be.
+
+        Raises:
+            ConfigError: more processes than this machine can run.
+        """
+        check_processes(self.config)
         extra = self.config_init.trainer.callbacks or []
         callbacks = [*self.config_init.callbacks.values(), *(extra if isinstance(extra, list) else [extra])]
         logger = [*self.config_init.loggers.values()] if self.command == "fit" else False
@@ -119,8 +124,8 @@ class TSTCommandLine(LightningCLI):
         """Checks what the classes themselves can't say clearly.
 
         Raises:
-            ConfigError: a class that may not be named, no folder for the run, no number of steps, or a final model that
-                would not be validated.
+            ConfigError: a class that may not be named, no folder for the run, no number of steps, or validations that
+                would fall within a step.
         """
         check_class_paths(self.config.as_dict())
         if not self.config.run_dir:
@@ -141,11 +146,8 @@ class TSTCommandLine(LightningCLI):
             )
         accumulate = trainer.accumulate_grad_batches or 1
         every, batches = trainer.val_check_interval, trainer.max_steps * accumulate
-        if isinstance(every, int) and (every < 1 or batches % every) and trainer.limit_val_batches != 0:
-            raise ConfigError(
-                f"trainer.val_check_interval is {every}, which does not divide the run's {batches:,} batches (max_steps x"
-                " accumulate_grad_batches): the final model would not be validated; choose a divisor"
-            )
+        if isinstance(every, int) and every < 1 and trainer.limit_val_batches != 0:
+            raise ConfigError(f"trainer.val_check_interval is {every}; it must be at least 1 batch")
         in_batches = int(batches * every) if isinstance(every, float) else every
         if isinstance(in_batches, int) and in_batches % accumulate:
             raise ConfigError(

@@ -25,7 +25,7 @@ def check_numbers(config: Namespace) -> None:
         config: parsed, nothing of it built.
 
     Raises:
-        ConfigError: more processes than this machine can run, a seed or size out of range.
+        ConfigError: a seed or size out of range.
     """
     for key, seed in {"seed_everything": config.seed_everything, "data.seed": config.data.get("seed")}.items():
         if seed is not None and not 0 <= seed <= _LARGEST_SEED:
@@ -33,16 +33,6 @@ def check_numbers(config: Namespace) -> None:
     for key in ("log_every_n_steps", "accumulate_grad_batches"):
         if (value := config.trainer[key]) is not None and value < 1:
             raise ConfigError(f"trainer.{key} is {shown(value)}; it must be at least 1")
-    cores = os.cpu_count() or 1
-    ranks, readers = max(_LEAST_RANKS, cores), max(_LEAST_READERS, cores)
-    devices, workers = str(config.trainer.devices), config.data.get("num_workers") or 0
-    on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if on_cpu and devices.isdecimal() and int(devices) > ranks:
-        raise ConfigError(
-            f"trainer.devices is {devices}; on the CPU of this machine at most {ranks} processes make sense"
-        )
-    if not 0 <= workers <= readers:
-        raise ConfigError(f"data.num_workers is {workers}; it must lie between 0 and {readers} on this machine")
     steps, accumulate = config.trainer.max_steps or 0, config.trainer.accumulate_grad_batches or 1
     if steps * accumulate > _MOST_BATCHES:
         raise ConfigError(
@@ -53,6 +43,27 @@ def check_numbers(config: Namespace) -> None:
         for key, value in config[group].items():
             if isinstance(value, int) and abs(value) > _LARGEST_INT:
                 raise ConfigError(f"{group}.{key} is {shown(value)}; it must lie within 64 bits")
+
+
+def check_processes(config: Namespace) -> None:
+    """Checks the numbers of processes, apart from :func:`check_numbers`: a plan may be made for another machine.
+
+    Args:
+        config: parsed, no trainer built of it.
+
+    Raises:
+        ConfigError: more processes than this machine can run.
+    """
+    cores = os.cpu_count() or 1
+    ranks, readers = max(_LEAST_RANKS, cores), max(_LEAST_READERS, cores)
+    devices, workers = str(config.trainer.devices), config.data.get("num_workers") or 0
+    on_cpu = config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if on_cpu and devices.isdecimal() and int(devices) > ranks:
+        raise ConfigError(
+            f"trainer.devices is {devices}; on the CPU of this machine at most {ranks} processes make sense"
+        )
+    if not 0 <= workers <= readers:
+        raise ConfigError(f"data.num_workers is {workers}; it must lie between 0 and {readers} on this machine")
 
 
 def check_memory(model_config: Any, data: Any, trainer: Trainer) -> str:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class Cache:
 class TokensLoader(litdata.TokensLoader):
     """LitData's loader of blocks, which hashes a chunk file before the first block is taken from it.
 
-    It bears the same name because LitData's index names the class.
+    Of local chunks the next one is hashed beside training: else the ranks of a run would wait for one another's hashes,
+    at a chunk's end each. It bears the same name because LitData's index names the class.
 
     Args:
         block_size: tokens a block.
@@ -68,12 +70,16 @@ class TokensLoader(litdata.TokensLoader):
         self._remote = is_remote(corpus.path)
         self._entries = {chunk["filename"]: chunk for chunk in getattr(corpus.manifest, split).chunks}
         self._checked: set[str] = set()
+        # The number of the chunk to be read after this one, if there is one; the dataset says.
+        self.upcoming: list[int] = []
+        self._ahead: dict[str, Future[None]] = {}
+        self._pool: ThreadPoolExecutor | None = None
         # LitData's own thread deletes chunks from the cache while the reader closes them.
         self._closing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """For a reading process that is spawned."""
-        return super().__getstate__() | {"_closing": None}
+        return super().__getstate__() | {"_closing": None, "_ahead": {}, "_pool": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A lock is each process' own."""
@@ -94,9 +100,25 @@ class TokensLoader(litdata.TokensLoader):
             path = Path(chunk_filepath)
             if self._remote:
                 self._wait_for(chunk_index, path)
-            check_chunk(path, self._entries[path.name], self._manifest.dtype, self._manifest.vocab_size)
+            if ahead := self._ahead.pop(chunk_filepath, None):
+                ahead.result()
+            else:
+                self._check(path)
             self._checked.add(chunk_filepath)
+            if not self._remote:
+                self._check_next(path.parent)
         return super().load_item_from_chunk(index, chunk_index, chunk_filepath, begin, filesize_bytes)
+
+    def _check(self, path: Path) -> None:
+        check_chunk(path, self._entries[path.name], self._manifest.dtype, self._manifest.vocab_size)
+
+    def _check_next(self, folder: Path) -> None:
+        for chunk in self.upcoming:
+            path = folder / self._chunks[chunk]["filename"]
+            if str(path) not in self._checked:
+                # Made here, so that each reading process has a thread of its own.
+                self._pool = self._pool or ThreadPoolExecutor(1, "next chunk")
+                self._ahead[str(path)] = self._pool.submit(self._check, path)
 
     def _wait_for(self, chunk_index: int, path: Path) -> None:
         try:
@@ -121,6 +143,15 @@ class TokensLoader(litdata.TokensLoader):
                 super().close(chunk_index)
 
 
+class _BlockDataset(StreamingDataset):
+    """LitData's dataset, which tells its loader what comes next."""
+
+    def __getitem__(self, index: Any) -> Any:
+        following = self.worker_next_chunk_index  # moved on already, past the chunk of this block
+        self.item_loader.upcoming = self.worker_chunks[following : following + 1]
+        return super().__getitem__(index)
+
+
 def open_blocks(
     corpus: Corpus, split: str, block_tokens: int, replica: Replica, cache: Cache, **options: Any
 ) -> StreamingDataset:
@@ -135,7 +166,7 @@ def open_blocks(
         options: of StreamingDataset.
     """
     remote = is_remote(corpus.path)
-    dataset = StreamingDataset(
+    dataset = _BlockDataset(
         corpus.split(split),
         item_loader=TokensLoader(block_tokens, corpus, split),
         cache_dir=cache.folder if remote else None,
@@ -240,15 +271,18 @@ class BlockReader:
     def state_dict(self) -> dict[str, Any]:
         """LitData's position, to be restored by :meth:`load_state_dict`; empty before the first block.
 
-        Without paths: a run may go on where its shards lie elsewhere.
+        Without paths: a run may go on where its shards lie elsewhere. And without the names and sizes of all chunks, which
+        LitData never reads again: the state's size would grow with their number.
         """
         if not self._loader.current_epoch:
             return {}
-        state = copy.deepcopy(self._loader.state_dict())
-        state["dataset"] = {
-            key: value for key, value in state["dataset"].items() if not key.endswith(("_path", "_url"))
+        state = self._loader.state_dict()
+        dataset = {
+            key: value
+            for key, value in state["dataset"].items()
+            if not key.endswith(("_path", "_url")) and key not in ("subsampled_files", "region_of_interest")
         }
-        return state
+        return copy.deepcopy(state | {"dataset": dataset})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues after the blocks that the state had seen.

@@ -4,7 +4,6 @@ from tst_lightning.modeling.causal_lm import (
     CausalLM,
     build_causal_lm,
     build_on_meta,
-    check_trainable,
     experts_a_position,
 )
 from tst_lightning.modeling.initialise import initialise
@@ -15,6 +14,7 @@ from tst_lightning.modeling.layers import (
     compile_layers,
     decoder_layers,
 )
+from tst_lightning.modeling.own_forward import check_trainable
 from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [

@@ -76,7 +76,7 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
         arms.append(planner.arm("tst", wanted or advised, steps))  # type: ignore[arg-type]
     if wanted and advised:
         recommended = planner.arm("recommended", advised, steps)
-        if list(recommended.phases.values()) != list(arms[-1].phases.values()):
+        if not _alike(recommended, arms[-1], steps):
             arms.append(recommended)
     phases = [ordinary["next_token"], *(wanted or advised or {}).values()]
     document: dict[str, Any] = {
@@ -114,6 +114,14 @@ def make_plan(setting: Setting, wishes: Wishes) -> tuple[dict[str, Any], Recomme
 def _superposes(cell: Cell, steps: int) -> bool:
     """Whether a ratio leaves at least a step of so many for superposition."""
     return int(steps * cell.ratio) > 0
+
+
+def _alike(one: Arm, other: Arm, steps: int) -> bool:
+    """Whether two arms are the same bags at the same steps, within what a ratio of two decimals can say."""
+    ones, others = list(one.phases.values()), list(other.phases.values())
+    return [phase.bag_size for phase in ones] == [phase.bag_size for phase in others] and all(
+        abs(a.first_step - b.first_step) <= steps / 200 for a, b in zip(ones, others, strict=True)
+    )
 
 
 def _arm(arm: Arm, wishes: Wishes) -> dict[str, Any]:
@@ -171,10 +179,6 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
         )
     else:
         notes.append("Time is that of training steps; validation, checkpoints and start-up come on top.")
-    if document["parameters"]["active"] < document["parameters"]["total"] and setting.precision.endswith("mixed"):
-        notes.append(
-            "Memory: transformers' grouped products leave autocast aside; experts' activations may take twice."
-        )
     notes.append(
         "Memory: states, activations and logits are what tensors take; an allocator's slack, kernels' workspaces and"
         " libraries come on top."
