@@ -31,6 +31,7 @@ def initialise(lm: PreTrainedModel, device: torch.device) -> None:
         ConfigError: the architecture's rules leave a weight without a value.
     """
     lm.to_empty(device=device)
+    lm.tie_weights()  # which the line above undoes, but for sharded weights
     # A few architectures set something of their layers from outside of them: those are drawn in one piece.
     unset = _draw(lm, by_layer=True) and _draw(lm, by_layer=False)
     if unset:
@@ -38,7 +39,6 @@ def initialise(lm: PreTrainedModel, device: torch.device) -> None:
             f"{type(lm).__name__} has no rule for the first values of '{unset}': it can't be trained from scratch; choose"
             " another architecture"
         )
-    lm.tie_weights()  # which to_empty undid
 
 
 def _draw(lm: PreTrainedModel, by_layer: bool) -> str | None:
@@ -68,11 +68,15 @@ def _draw_some(
     with _CPU:
         rule()
     names, targets = {module: name for name, module in whole.named_modules()}, dict(lm.named_modules())
+    given: set[int] = set()
     for module in modules:
         for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if value.is_floating_point() and bool(value.isnan().any()):
                 return f"{names[module]}.{name}"
-            _copy(value, getattr(targets[names[module]], name))
+            target = getattr(targets[names[module]], name)
+            if id(target) not in given:  # of tied weights the first, the embedding's, counts
+                _copy(value, target)
+            given.add(id(target))
         module.to_empty(device="meta", recurse=False)
     return None
 
