@@ -64,8 +64,7 @@ def steps(folder: Path) -> dict[str, int]:
 # -- a full disk --------------------------------------------------------------------------------------------------
 
 
-def test_full_disk_stops_a_run_that_goes_on(fit: Any, tmp_path: Path) -> None:
-    assert fit("whole")[0] == 0
+def test_full_disk_stops_a_run_that_goes_on(fit: Any, tiny_run: Path, tmp_path: Path) -> None:
     code, said = fit("run", full_disk(9, 99))
     (error,) = re.findall("error: .*", said)
     assert code == 1 and "Traceback" not in said
@@ -74,27 +73,28 @@ def test_full_disk_stops_a_run_that_goes_on(fit: Any, tmp_path: Path) -> None:
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 5}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
     assert fit("run", "--ckpt_path", "last")[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
 
-def test_full_disk_is_trained_on_with_and_the_best_one_kept(fit: Any, tmp_path: Path) -> None:
+def test_full_disk_is_trained_on_with_and_the_best_one_kept(fit: Any, tiny_run: Path, tmp_path: Path) -> None:
     """Refused at 10 (three files) and 15 (two): the best of step 5 is kept until a better one is on the disk."""
-    assert fit("whole")[0] == 0
     code, said = fit("run", full_disk(9, 16), *signal_at(16), **CONTINUE)
     assert code == 143, said
     warnings = re.findall("warning: checkpoint '.* can't be written: File too large .failure (.) of this start", said)
     assert warnings == ["1", "2", "3", "4", "5"]
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 17}
     assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
     assert fit("mended", full_disk(9, 16), **CONTINUE)[0] == 0
     assert steps(tmp_path / "mended") == {"best-step=20.ckpt": 20, "last.ckpt": 20}  # the one of step 5 is gone
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "mended"))
+    assert_same_state(last(tiny_run), last(tmp_path / "mended"))
 
 
 @pytest.mark.parametrize("stop", [None, 12])
-def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path: Path, stop: int | None) -> None:
+def test_a_run_does_not_end_well_without_its_last_checkpoint(
+    fit: Any, tiny_run: Path, tmp_path: Path, stop: int | None
+) -> None:
     code, said = fit("run", full_disk(9, 99), *(signal_at(stop) if stop else ()), **CONTINUE)
     ended = "stopped by SIGTERM after step 13 of 20, but" if stop else "ended after step 20 of 20, but"
     (error,) = re.findall("error: .*", said)
@@ -102,8 +102,8 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path:
     assert "finished  " not in said
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 5}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
-    assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == fit("whole")[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == 0
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
 
 # -- killed processes ---------------------------------------------------------------------------------------------
