@@ -248,7 +248,7 @@ def table(cases: dict[str, Any]) -> str:
         losses = "; ".join(f"{phase['loss_first']:.2f} to {phase['loss_last']:.2f}" for phase in phases)
         mfu = "" if phases[1]["mfu"] is None else f"{phases[1]['mfu']:.1%}"
         lines.append(
-            f"| {name} | {row['parameters'] / 1e6:,.0f}M | {row['layers']} | {row['peak_memory_bytes'] / 1e9:.1f}"
+            f"| {name} | {row['parameters'] / 1e6:,.1f}M | {row['layers']} | {row['peak_memory_bytes'] / 1e9:.1f}"
             f" | {row['planned_memory_bytes'] / 1e9:.1f} | {phases[1]['positions_per_second']:,.0f} | {mfu} | {losses} |"
         )
     return "\n".join(lines)
@@ -277,6 +277,8 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU was found; --toy --device cpu tries the script out")
     prepare(options.shards, 1024 if options.toy else 16_384)
     document = json.loads(options.out.read_text()) if options.out.exists() else {"notes": NOTES, "cases": {}}
     document["command"] = shlex.join(["python", "benchmarks/scales.py", *sys.argv[1:]])
