@@ -99,7 +99,6 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
     assert (read_sharded_step(old), read_sharded_step(new)) == (4, 8)
     assert killed_at(folder, few, 13, "training", ranks=2, **behind)["global_step"] in (8, 12)
     fit_two(folder, few, changes=behind)
-    shutil.rmtree(folder / "checkpoints" / "best-step=8.ckpt")  # gone on from once, and so kept by Lightning
     assert_same_run(whole, folder)
 
 

@@ -141,6 +141,7 @@ def test_slurm_script_queues_itself_again(one_machine: Path, few: Path, tmp_path
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "2", "SLURM_NNODES": "2", "SLURM_NTASKS": "2"}
     job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port())}
     job |= {"TST": str(Path(sys.executable).parent / "tst"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job |= {"PYTHONPATH": str(ROOT)}  # for the callback that sends the signal
     configs = ["--config", "configs/quickstart/tst.yaml", "--config", "configs/trainer/ddp.yaml"]
     words = small([*configs, *signal_at(5, signal.SIGUSR1)], few, tmp_path / "run", free_port())
     script = ["bash", "docs/slurm.sbatch", *words]

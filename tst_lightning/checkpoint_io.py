@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from tst_lightning.errors import RunError
-from tst_lightning.sharded_checkpoint import TRAINER_STATE, read_weights
-
-_PARTIAL = ".partial"
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, TRAINER_STATE, read_weights
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -95,9 +94,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"*.ckpt{_PARTIAL}"):  # of a run killed while it wrote
-        leftover.unlink(missing_ok=True)
-    beside = path.with_name(path.name + _PARTIAL)
+    remove_leftovers(path.parent)
+    beside = path.with_name(path.name + PARTIAL)
     try:
         with open(beside, "wb") as file:
             torch.save(checkpoint, file)
@@ -106,12 +104,39 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        # torch closes its archive on the way out and complains that this failed as well.
-        refusal = next((one for one in _chain(error) if isinstance(one, OSError)), None)
+        refusal = refusal_of(error)
         if refusal is None:
             raise
         raise refusal from None
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what runs killed while they wrote have left in a folder of checkpoints, files or sharded ones."""
+    for leftover in folder.glob(f"*.ckpt{PARTIAL}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    for old in folder.glob(f"*.ckpt{REPLACED}"):
+        if old.with_name(old.name.removesuffix(REPLACED)).exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def refusal_of(error: BaseException) -> OSError | None:
+    """What the file system refused, where an error goes back to that: torch closes its archive on the way out, and
+    complains that this failed as well.
+    """
+    return next((one for one in _chain(error) if isinstance(one, OSError)), None)
+
+
+def sync_folder(path: Path) -> None:
+    """Has the names in a folder reach the disk.
+
+    Raises:
+        OSError: they can't.
+    """
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:

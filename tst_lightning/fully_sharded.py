@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from tst_lightning.checkpoint_io import refusal_of, remove_leftovers, sync_folder
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.modeling import CausalLM, decoder_layers
-from tst_lightning.sharded_checkpoint import REPLACED, TRAINER_STATE, check_bytes, failure
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, TRAINER_STATE, check_bytes, failure
 
-_PARTIAL = ".partial"
+# A process that ends by an error waits so long for what it is still writing.
+_LAST_WAIT_SECONDS = 60
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -95,8 +97,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self.finish_saving()
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{i}": one for i, one in enumerate(checkpoint.pop("optimizer_states", []))}
-        beside = path.with_name(path.name + _PARTIAL)
-        self._agree(path, lambda: _begin(beside, checkpoint) if self.is_global_zero else None)
+        beside = path.with_name(path.name + PARTIAL)
+        self._write(path, lambda: _begin(beside, checkpoint) if self.is_global_zero else None)
         if self.asynchronous:
             written = dcp.async_save(state, checkpoint_id=beside, process_group=self._writers)
             assert isinstance(written, Future)
@@ -104,8 +106,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
             replace = partial(_replace, path, beside) if self.is_global_zero else None
             self._pending = _and_then(written, replace), path
             return
-        self._agree(path, lambda: dcp.save(state, checkpoint_id=beside))
-        self._agree(path, lambda: _replace(path, beside) if self.is_global_zero else None)
+        self._write(path, lambda: dcp.save(state, checkpoint_id=beside))
+        self._write(path, lambda: _replace(path, beside) if self.is_global_zero else None)
 
     def finish_saving(self) -> None:
         """Waits for the checkpoint that is being written, if any.
@@ -116,7 +118,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if self._pending is None:
             return
         (future, path), self._pending = self._pending, None
-        self._agree(path, future.result)
+        self._write(path, future.result)
         for old in self._to_remove:
             super().remove_checkpoint(old)
         self._to_remove = []
@@ -142,6 +144,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         except CheckpointException as error:
             raise RunError(f"checkpoint '{path}' can't be gone on from ({failure(error)})") from error
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Lets the checkpoint that is being written come to its end, without a word to the other processes: they may be
+        within a training step, and wait there for this one.
+        """
+        if self._pending is not None:
+            wait([self._pending[0]], timeout=_LAST_WAIT_SECONDS)
+            self._pending = None
+
     def teardown(self) -> None:
         """As inherited, once the last checkpoint is written."""
         try:
@@ -151,19 +161,24 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _agree(self, path: Path, act: Callable[[], Any]) -> None:
         """Does something in each process; what one of them refuses ends all, with its words."""
-        refused = None
+        refused, cause = None, None
         try:
             act()
-        except RunError as error:
-            refused = str(error)
-        except CheckpointException as error:
-            refused = str(_unwritten(path, failure(error)))
-        except OSError as error:
-            refused = str(_unwritten(path, error.strerror or str(error)))
+        except (Exception, CheckpointException) as error:
+            refused, cause = str(_as_run_error(path, error)), error
         said: list[str | None] = [None] * self.world_size
         dist.all_gather_object(said, refused)
         if told := next(filter(None, said), None):
-            raise RunError(told)
+            raise RunError(told) from cause
+
+    def _write(self, path: Path, act: Callable[[], Any]) -> None:
+        """As :meth:`_agree`; what was begun and can't be written is removed."""
+        try:
+            self._agree(path, act)
+        except RunError:
+            if self.is_global_zero:
+                remove_leftovers(path.parent)
+            raise
 
 
 def _and_then(first: Future, act: Callable[[], None] | None) -> Future:
@@ -184,7 +199,16 @@ def _and_then(first: Future, act: Callable[[], None] | None) -> Future:
     return both
 
 
-def _unwritten(path: Path, reason: str) -> RunError:
+def _as_run_error(path: Path, error: BaseException) -> RunError:
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, CheckpointException):
+        reason = failure(error)
+    else:
+        refusal = refusal_of(error)
+        reason = (
+            refusal.strerror if refusal and refusal.strerror else f"{type(error).__name__}: {error}".splitlines()[0]
+        )
     return RunError(
         f"checkpoint '{path}' can't be written: {reason}; earlier ones are whole. Mend that (free some space), then go on"
         " with --ckpt_path last"
@@ -192,8 +216,7 @@ def _unwritten(path: Path, reason: str) -> RunError:
 
 
 def _begin(beside: Path, trainer_state: dict[str, Any]) -> None:
-    for leftover in beside.parent.glob(f"*.ckpt{_PARTIAL}"):  # of a run killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(beside.parent)
     beside.mkdir(parents=True)
     with open(beside / TRAINER_STATE, "wb") as file:
         torch.save(trainer_state, file)
@@ -210,4 +233,5 @@ def _replace(path: Path, beside: Path) -> None:
     else:
         path.unlink(missing_ok=True)
     os.replace(beside, path)
+    sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)

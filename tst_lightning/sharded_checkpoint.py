@@ -22,7 +22,8 @@ from tst_lightning.checkpoint_file import first_altered, read_step
 from tst_lightning.errors import RunError
 
 CONTENTS = ".metadata"  # torch's name for the table of what lies where; it is written last
-REPLACED = ".replaced"  # added to the name of one while another takes its place
+PARTIAL = ".partial"  # added to the name of a checkpoint while it is written
+REPLACED = ".replaced"  # and to that of a sharded one while another takes its place
 TRAINER_STATE = "meta.pt"  # Lightning's, for all but weights and optimizer state
 
 _WEIGHTS = "state_dict"

@@ -174,8 +174,18 @@ class TSTCommandLine(LightningCLI):
         super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
-        """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us.
+
+        Raises:
+            ConfigError: such a plugin, where it would be left aside.
+        """
+        io = self.trainer.strategy.checkpoint_io
+        if isinstance(self.trainer.strategy, FullyShardedStrategy) and type(io) is not TorchCheckpointIO:
+            raise ConfigError(
+                f"trainer.plugins names {type(io).__name__}, which sharded checkpoints are not written by; leave it out, or"
+                " choose another trainer.strategy"
+            )
+        if type(io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = WholeCheckpointIO()
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         if isinstance(environment, SLURMEnvironment):  # a warning is GracefulStop's, and requeueing the job script's

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tst_lightning.checkpoint_file import read_step
 from tst_lightning.commands.config_file import check_config_file
 from tst_lightning.errors import ConfigError, RunError
-from tst_lightning.sharded_checkpoint import REPLACED, read_sharded_step
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, read_sharded_step
 from tst_lightning.whole_file import write_whole
 
 # What makes a run the run it is; everything else (logging, where shards lie, reading processes, compiled layers, which
@@ -203,6 +204,10 @@ def _newest_whole(folder: Path) -> FoundCheckpoint | None:
             whole.append(_look_through(path))
         except RunError as error:
             damaged += f"; {error}"
+    for path in folder.glob(f"*.ckpt{PARTIAL}"):
+        if path.is_dir():  # of a run killed while it wrote; whole if that was at the very end
+            with suppress(RunError):
+                whole.append(_look_through(path))
     if whole:
         # Of two at one step the later one: it has seen that step's validation.
         newest = max(reversed(whole), key=lambda found: found.step)
