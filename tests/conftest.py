@@ -1,5 +1,6 @@
 """Real text, a real tokenizer and real shards, made once per session; and the real command, run in this process."""
 
+import gc
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.processes import ROOT
 from tst_lightning.__main__ import main
 
-ROOT = Path(__file__).parent.parent
 SEQ_LEN = 16
+
+
+def pytest_configure() -> None:
+    gc.disable()  # while everything is imported, which then is left out of it, as by `tst` itself: 3 s
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +90,16 @@ def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:
             node = node[part]
         node[last] = value
     return config
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """The finished run of the tiny configuration as it stands, for other runs to be held against; not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards), sort_keys=False))
+    assert main(["fit", "--config", str(path)]) == 0
+    return folder
 
 
 @pytest.fixture

@@ -129,7 +129,10 @@ from tst_lightning.__main__ import main
 for value in ("1", "2", "0.5"):
     with contextlib.suppress(SystemExit):
         main(["fit", "--config", "configs/quickstart/tst.yaml", "--trainer.limit_val_batches", value, "--print_config"])
+import gc
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "what was imported is left out of garbage collection, no more"
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     shown = [line.strip() for line in done.stdout.splitlines() if "limit_val_batches" in line]
     assert shown == ["limit_val_batches: 1", "limit_val_batches: 2", "limit_val_batches: 0.5"], done.stderr
+    assert done.returncode == 0, done.stderr

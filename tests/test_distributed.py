@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,11 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from torch.distributed.tensor import DTensor
 
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import ROOT, tiny_config
+from tests.processes import run
 from tests.test_resume import assert_same_run, killed_at
 from tst_lightning.__main__ import main
 
@@ -39,7 +39,8 @@ class RankState(Callback):
     """Writes down what each rank ends with: ``rank-RANK.json`` in the run's folder."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in pl_module.state_dict().values()))
+        values = (v.full_tensor() if isinstance(v, DTensor) else v for v in pl_module.state_dict().values())
+        weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values))
         facts = {"weights": weights.hexdigest(), "random": torch.get_rng_state().tolist()}
         (Path(trainer.default_root_dir) / f"rank-{trainer.global_rank}.json").write_text(json.dumps(facts))
 
@@ -67,14 +68,12 @@ def tokens(shards: Path, split: str) -> list[int]:
     return [chunk["tokens"] for chunk in json.loads((shards / "manifest.json").read_text())[split]["chunks"]]
 
 
-def fit_two(folder: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def fit_two(folder: Path, shards: Path, *arguments: str, changes: dict[str, Any] = CHANGES) -> None:
     path = folder.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **CHANGES), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), "--ckpt_path", "last", *arguments]
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **changes), sort_keys=False))
     state = '--trainer.callbacks+={"class_path": "tests.test_distributed.RankState"}'
-    done = subprocess.run([*command, state], cwd=ROOT, capture_output=True, text=True, start_new_session=True)
+    done = run("fit", "--config", str(path), "--ckpt_path", "last", *arguments, state, ranks=2)
     assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
 def test_killed_pair_is_bit_equal(whole: Path, few: Path, tmp_path: Path) -> None:
     """Both processes killed in recovery, while a checkpoint is written."""
     folder = tmp_path / "killed"
-    assert killed_at(folder, few, 12, "last.ckpt", **CHANGES)["global_step"] == 8
+    assert killed_at(folder, few, 12, "last.ckpt", ranks=2, **CHANGES)["global_step"] == 8
     fit_two(folder, few)
     assert_same_run(whole, folder)
     # Dropout draws from each rank's own generator, of which the checkpoint holds the first rank's.

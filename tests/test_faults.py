@@ -6,8 +6,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.callbacks.test_non_finite import BadGradient, callback
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
+from tests.processes import Command, run
 from tests.test_resume import assert_same_state, last, signal_at
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 
 CONTINUE = {
     "trainer__plugins": {
@@ -65,8 +64,7 @@ def steps(folder: Path) -> dict[str, int]:
 # -- a full disk --------------------------------------------------------------------------------------------------
 
 
-def test_full_disk_stops_a_run_that_goes_on(fit: Any, tmp_path: Path) -> None:
-    assert fit("whole")[0] == 0
+def test_full_disk_stops_a_run_that_goes_on(fit: Any, tiny_run: Path, tmp_path: Path) -> None:
     code, said = fit("run", full_disk(9, 99))
     (error,) = re.findall("error: .*", said)
     assert code == 1 and "Traceback" not in said
@@ -75,27 +73,28 @@ def test_full_disk_stops_a_run_that_goes_on(fit: Any, tmp_path: Path) -> None:
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 5}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
     assert fit("run", "--ckpt_path", "last")[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
 
-def test_full_disk_is_trained_on_with_and_the_best_one_kept(fit: Any, tmp_path: Path) -> None:
+def test_full_disk_is_trained_on_with_and_the_best_one_kept(fit: Any, tiny_run: Path, tmp_path: Path) -> None:
     """Refused at 10 (three files) and 15 (two): the best of step 5 is kept until a better one is on the disk."""
-    assert fit("whole")[0] == 0
     code, said = fit("run", full_disk(9, 16), *signal_at(16), **CONTINUE)
     assert code == 143, said
     warnings = re.findall("warning: checkpoint '.* can't be written: File too large .failure (.) of this start", said)
     assert warnings == ["1", "2", "3", "4", "5"]
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 17}
     assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
     assert fit("mended", full_disk(9, 16), **CONTINUE)[0] == 0
     assert steps(tmp_path / "mended") == {"best-step=20.ckpt": 20, "last.ckpt": 20}  # the one of step 5 is gone
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "mended"))
+    assert_same_state(last(tiny_run), last(tmp_path / "mended"))
 
 
 @pytest.mark.parametrize("stop", [None, 12])
-def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path: Path, stop: int | None) -> None:
+def test_a_run_does_not_end_well_without_its_last_checkpoint(
+    fit: Any, tiny_run: Path, tmp_path: Path, stop: int | None
+) -> None:
     code, said = fit("run", full_disk(9, 99), *(signal_at(stop) if stop else ()), **CONTINUE)
     ended = "stopped by SIGTERM after step 13 of 20, but" if stop else "ended after step 20 of 20, but"
     (error,) = re.findall("error: .*", said)
@@ -103,8 +102,8 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path:
     assert "finished  " not in said
     assert steps(tmp_path / "run") == {"best-step=5.ckpt": 5, "last.ckpt": 5}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
-    assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == fit("whole")[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert fit("run", "--ckpt_path", "last", **CONTINUE)[0] == 0
+    assert_same_state(last(tiny_run), last(tmp_path / "run"))
 
 
 # -- killed processes ---------------------------------------------------------------------------------------------
@@ -113,8 +112,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(fit: Any, tmp_path:
 def test_logs_of_a_killed_run_can_be_read(tmp_path: Path, shards: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "run", shards), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *signal_at(12, signal.SIGKILL)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert run("fit", "--config", str(path), *signal_at(12, signal.SIGKILL)).returncode == -signal.SIGKILL
     with open(tmp_path / "run" / "csv" / "version_0" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row.get("val/loss")] == [4, 9]
@@ -128,11 +126,11 @@ def test_logs_of_a_killed_run_can_be_read(tmp_path: Path, shards: Path) -> None:
 DDP = {"trainer__accelerator": "cpu", "trainer__devices": 2, "trainer__strategy": "ddp"}
 
 
-def start_two(tmp_path: Path, shards: Path, *arguments: str, **changes: Any) -> subprocess.Popen[str]:
+def start_two(tmp_path: Path, shards: Path, *arguments: str, ranks: int = 1, **changes: Any) -> Command:
+    """A run of two processes, of which Lightning starts the second unless both are asked for here."""
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "two", shards, **DDP, **changes), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command("fit", "--config", str(path), *arguments, ranks=ranks)
 
 
 def errors(stderr: str) -> list[str]:
@@ -185,7 +183,7 @@ def test_an_error_of_one_process_ends_the_other_one(tmp_path: Path, shards: Path
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_an_error_of_both_processes_is_said_once(tmp_path: Path, shards: Path) -> None:
-    process = start_two(tmp_path, shards, callback(BadGradient, steps=[7]))
+    process = start_two(tmp_path, shards, callback(BadGradient, steps=[7]), ranks=2)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     (said,) = errors(err)

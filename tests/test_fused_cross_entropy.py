@@ -18,8 +18,8 @@ from tst_lightning.losses import IGNORED, LossSum, bag_mass_cross_entropy, multi
 Loss = Callable[[Tensor, Tensor, Tensor], LossSum]
 
 
-def multi_hot(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
-    return multi_hot_cross_entropy(hidden, head, targets, bag_weights("power_law", targets.shape[1]))
+def multi_hot(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
+    return multi_hot_cross_entropy(hidden, head, targets, bag_weights("power_law", targets.shape[1]), softcap)
 
 
 def readable_multi_hot(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +76,28 @@ def test_value_count_and_gradients_equal_the_readable_loss(loss: Loss, readable:
 def test_gradcheck(loss: Loss, readable: object) -> None:
     hidden, head, targets = case(6, 3, 7)
     assert torch.autograd.gradcheck(lambda h, w: loss(h, w, targets).total, (hidden, head))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("loss", "readable"), LOSSES)
+def test_bounded_logits(loss: Callable[..., LossSum], readable: Callable[..., Any], autocast: bool) -> None:
+    """A bound that most logits come near to: their gradients are far from those of plain ones."""
+    bound = 1.5
+    hidden, head, targets = case(dtype=torch.float32 if autocast else torch.float64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = loss(hidden, head, targets, softcap=bound)
+        logits = F.linear(hidden, head)
+    total, count = readable(bound * torch.tanh(logits.to(found.total.dtype) / bound), targets)
+    torch.testing.assert_close(found.total, total, check_dtype=False)
+    torch.testing.assert_close(found.parts.sum(), total.detach(), check_dtype=False)
+    ours, theirs, plain = (
+        torch.autograd.grad(value, (hidden, head))
+        for value in (found.mean, total / count, loss(hidden, head, targets).mean)
+    )
+    rounding = {"rtol": 2e-2, "atol": 1e-3} if autocast else {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(ours, theirs, **rounding)
+    assert all(relative_error(a, b) > 0.5 for a, b in zip(plain, ours, strict=True))
+    assert autocast or torch.autograd.gradcheck(lambda h, w: loss(h, w, targets, softcap=bound).total, (hidden, head))
 
 
 @settings(deadline=None, max_examples=40)

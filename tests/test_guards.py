@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
+from tests.conftest import tiny_config
 from tests.data.numbered import numbered_corpus, stream
 from tests.test_resume import last, signal_at
 from tst_lightning.__main__ import main
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 from tst_lightning.data.rows import RowPlan
 from tst_lightning.errors import RunError
 
@@ -36,8 +38,8 @@ def one_error(said: str) -> str:
     return errors[0]
 
 
-def test_other_data_is_no_reuse(fit: Any, other_shards: Path, tmp_path: Path, shards: Path) -> None:
-    assert fit("run")[0] == 0
+def test_other_data_is_no_reuse(fit: Any, tiny_run: Path, other_shards: Path, tmp_path: Path, shards: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
     code, said = fit("run", "--ckpt_path", "last", data__shards=str(other_shards))
     assert code == 2 and "holds a run on other data (training shards or their weights and" in one_error(said)
     moved = tmp_path / "moved"
@@ -62,9 +64,19 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_anew(fit: Any, tmp_pa
     assert code == 0 and "holds no checkpoint of the run that was at step 8: it begins anew\n" in said, said
 
 
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A run that was stopped after 3 steps, to be copied."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards), sort_keys=False))
+    assert main(["fit", "--config", str(path), *signal_at(2)]) == STOPPED
+    return folder
+
+
 @pytest.mark.parametrize("value", ['"20"', "null", "true"])
-def test_a_record_of_other_types_is_damaged(fit: Any, tmp_path: Path, value: str) -> None:
-    assert fit("run", *signal_at(2))[0] == STOPPED
+def test_a_record_of_other_types_is_damaged(fit: Any, three_steps: Path, tmp_path: Path, value: str) -> None:
+    shutil.copytree(three_steps, tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"step": json.loads(value)}))
@@ -72,26 +84,21 @@ def test_a_record_of_other_types_is_damaged(fit: Any, tmp_path: Path, value: str
     assert code == 1 and "run.json' is damaged" in one_error(said)
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
+def test_a_branch_keeps_what_comes_from_the_checkpoint(fit: Any, tmp_path: Path) -> None:
+    plain = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}}
+    assert fit("run", *signal_at(7), model__optimizer=plain)[0] == STOPPED
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    for option, value, message in (
         ("--model.optimizer.init_args.lr", "1e-5", "another model.optimizer (lr was 0.003, now 1e-05)"),
         ("--model.optimizer.class_path", "torch.optim.RAdam", "another model.optimizer ("),
         ("--model.config.init_args.rms_norm_eps", "1e-3", "another model.config (rms_norm_eps was 1e-06, now 0.001)"),
         ("--data.batch_size", "2", "batch_size: 4 in the checkpoint, 2 now"),
         ("--data.seed", "2", "seed: 1 in the checkpoint, 2 now"),
         ("--data.pool_blocks", "4", "pool_blocks: 8 in the checkpoint, 4 now"),
-    ],
-)
-def test_a_branch_keeps_what_comes_from_the_checkpoint(
-    fit: Any, tmp_path: Path, option: str, value: str, message: str
-) -> None:
-    plain = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3.0e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}}
-    assert fit("run", *signal_at(7), model__optimizer=plain)[0] == STOPPED
-    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    code, said = fit("branch", "--ckpt_path", checkpoint, option, value, model__optimizer=plain)
-    assert code == 2 and message in one_error(said), said
-    # Nothing of the refused start stands in the way.
+    ):
+        code, said = fit("branch", "--ckpt_path", checkpoint, option, value, model__optimizer=plain)
+        assert code == 2 and message in one_error(said), said
+    # Nothing of a refused start stands in the way.
     assert fit("branch", "--ckpt_path", checkpoint, model__optimizer=plain)[0] == 0
 
 
@@ -122,8 +129,10 @@ STREAM = ("loops", "fit_loop", "state_dict", "combined_loader", 0)
         (("optimizer_states",), 7),
     ],
 )
-def test_a_checkpoint_of_other_shape_is_one_line(fit: Any, tmp_path: Path, keys: tuple[Any, ...], value: Any) -> None:
-    assert fit("run", *signal_at(2))[0] == STOPPED
+def test_a_checkpoint_of_other_shape_is_one_line(
+    fit: Any, three_steps: Path, tmp_path: Path, keys: tuple[Any, ...], value: Any
+) -> None:
+    shutil.copytree(three_steps, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     altered(path, *keys, value=value)
     code, said = fit("run", "--ckpt_path", "last")

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.callbacks.recorder import RECORD, recorded
+from tests.conftest import tiny_config
 from tests.test_resume import assert_same_state, last, signal_at
+from tst_lightning.__main__ import main
 from tst_lightning.compare.runs import read_runs
 
 NEXT_TOKEN = {"model__phases": {"next_token": {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}}}
@@ -17,17 +20,26 @@ def longer(share: float, steps: int = 40) -> dict[str, Any]:
     return {"model__phases__superposition__init_args__share": share, "trainer__max_steps": steps}
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """A run of 40 steps from the beginning."""
+    folder = tmp_path_factory.mktemp("planned") / "run"
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **longer(0.25)), sort_keys=False))
+    assert main(["fit", "--config", str(path)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("stop", [7, 9, 11])
-def test_before_the_decay_the_run_is_as_if_planned_so(fit: Any, tmp_path: Path, stop: int) -> None:
+def test_before_the_decay_the_run_is_as_if_planned_so(fit: Any, planned: Path, tmp_path: Path, stop: int) -> None:
     """Superposition holds 10 steps either way; the decay would have begun at step 16. Pools are of 2 and 8 batches."""
-    assert fit("planned", **longer(0.25))[0] == 0
     assert fit("added", *signal_at(stop))[0] == 128 + 15
     code, said = fit("added", "--ckpt_path", "last", **longer(0.25))
     assert code == 0, said
     assert "note      40 steps instead of 20: the learning rate had not begun to decay" in said
-    assert_same_state(last(tmp_path / "planned"), last(tmp_path / "added"))
-    planned, added = read_runs([str(tmp_path / "planned"), str(tmp_path / "added")])
-    assert [(p.step, p.flops, p.loss) for p in planned.curve] == [(p.step, p.flops, p.loss) for p in added.curve]
+    assert_same_state(last(planned), last(tmp_path / "added"))
+    one, other = read_runs([str(planned), str(tmp_path / "added")])
+    assert [(p.step, p.flops, p.loss) for p in one.curve] == [(p.step, p.flops, p.loss) for p in other.curve]
 
 
 def test_a_finished_run_goes_on_without_losing_or_repeating_a_row(fit: Any, tmp_path: Path) -> None:
@@ -58,9 +70,9 @@ def test_the_learning_rate_is_that_of_the_longer_schedule(fit: Any, tmp_path: Pa
     assert before["optimizer_states"][0]["param_groups"][0]["lr"] < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+def test_what_would_change_the_past_is_refused(fit: Any) -> None:
+    assert fit("run", *signal_at(12))[0] == 128 + 15
+    for changes, expected in (
         # Step 12 was read in recovery; under half of 40 steps it would have been superposition.
         (
             longer(0.5),
@@ -69,10 +81,7 @@ def test_the_learning_rate_is_that_of_the_longer_schedule(fit: Any, tmp_path: Pa
         ({"trainer__max_steps": 10}, "trainer.max_steps was 20, now 10"),
         ({"trainer__max_steps": 40, "data__seq_len": 8}, "data.seq_len was 16, now 8"),
         ({"trainer__max_steps": 20, "model__phases__superposition__init_args__share": 0.25}, "share was 0.5, now 0.25"),
-    ],
-)
-def test_what_would_change_the_past_is_refused(fit: Any, changes: dict[str, Any], expected: str) -> None:
-    assert fit("run", *signal_at(12))[0] == 128 + 15
-    code, said = fit("run", "--ckpt_path", "last", **changes)
-    assert code == 2 and expected in said and "Traceback" not in said
+    ):
+        code, said = fit("run", "--ckpt_path", "last", **changes)
+        assert code == 2 and expected in said and "Traceback" not in said
     assert fit("run", "--ckpt_path", "last")[0] == 0  # nothing was lost by asking

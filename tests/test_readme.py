@@ -49,6 +49,7 @@ def test_every_command_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.Mo
         "sweep",
         "compare",
         "validate",
+        "export",
     }
     for command in commands:
         words = shlex.split(command)

@@ -77,7 +77,7 @@ def bag_weights(weighting: str, bag_size: int) -> Tensor:
     return weights / weights.sum()
 
 
-def mean_embedding(bags: Tensor, weight: Tensor) -> Tensor:
+def mean_embedding(bags: Tensor, weight: Tensor, untrained: int | None = None) -> Tensor:
     """Averages the embeddings of each bag's tokens, without a (B, L, s, d) tensor.
 
     ``embedding_bag`` accumulates in float32 inside and rounds once, but adds gradients up in the weight's dtype: half
@@ -86,11 +86,18 @@ def mean_embedding(bags: Tensor, weight: Tensor) -> Tensor:
     Args:
         bags: (B, L, s) ids.
         weight: (V, d) embedding matrix.
+        untrained: the one id whose row gets no gradient, an embedding layer's ``padding_idx``.
 
     Returns:
         (B, L, d) in the weight's dtype, under autocast too, like an ordinary embedding.
     """
     rows, positions, bag_size = bags.shape
     wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
-    mean = F.embedding_bag(bags.reshape(-1, bag_size), wide, mode="mean")
+    flat = bags.reshape(-1, bag_size)
+    if untrained is None:
+        mean = F.embedding_bag(flat, wide, mode="mean")
+    else:
+        # embedding_bag would leave the row out of the mean, not out of its gradient alone.
+        mean = F.embedding_bag(flat, wide, mode="sum", padding_idx=untrained) / bag_size
+        mean = mean + (flat == untrained).sum(1, keepdim=True) / bag_size * wide[untrained].detach()
     return mean.to(weight.dtype).view(rows, positions, -1)

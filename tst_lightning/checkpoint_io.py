@@ -1,9 +1,9 @@
-"""Checkpoints are written whole or not at all, and looked through before one is gone on from."""
+"""Checkpoints are written whole or not at all; those in a folder are read by a single process too."""
 
 import errno
 import os
+import shutil
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from tst_lightning.errors import RunError
-
-_PARTIAL = ".partial"
-_PARTS = {"state_dict": dict, "global_step": int, "loops": dict}
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, TRAINER_STATE, read_weights
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -72,6 +70,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
         else:
             self.failure = None
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a file; or of a sharded checkpoint all but the optimizer's state, to score its model.
+
+        Raises:
+            RunError: a sharded one is not whole, or was altered.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            return super().load_checkpoint(path, *args, **kwargs)
+        return torch.load(folder / TRAINER_STATE, weights_only=True) | {"state_dict": read_weights(folder)}
+
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint that another one has replaced, unless that one could not be written."""
         # The caller believes that every save succeeded: what it removes may be a file that was never there, and another
@@ -85,9 +94,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f"*.ckpt{_PARTIAL}"):  # of a run killed while it wrote
-        leftover.unlink(missing_ok=True)
-    beside = path.with_name(path.name + _PARTIAL)
+    remove_leftovers(path.parent)
+    beside = path.with_name(path.name + PARTIAL)
     try:
         with open(beside, "wb") as file:
             torch.save(checkpoint, file)
@@ -96,12 +104,39 @@ def _write_whole(checkpoint: dict[str, Any], path: Path) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        # torch closes its archive on the way out and complains that this failed as well.
-        refusal = next((one for one in _chain(error) if isinstance(one, OSError)), None)
+        refusal = refusal_of(error)
         if refusal is None:
             raise
         raise refusal from None
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what runs killed while they wrote have left in a folder of checkpoints, files or sharded ones."""
+    for leftover in folder.glob(f"*.ckpt{PARTIAL}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    for old in folder.glob(f"*.ckpt{REPLACED}"):
+        if old.with_name(old.name.removesuffix(REPLACED)).exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def refusal_of(error: BaseException) -> OSError | None:
+    """What the file system refused, where an error goes back to that: torch closes its archive on the way out, and
+    complains that this failed as well.
+    """
+    return next((one for one in _chain(error) if isinstance(one, OSError)), None)
+
+
+def sync_folder(path: Path) -> None:
+    """Has the names in a folder reach the disk.
+
+    Raises:
+        OSError: they can't.
+    """
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
@@ -115,35 +150,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__context__
-
-
-def read_step(path: Path) -> int:
-    """Looks a checkpoint file through, every byte of it, and gives the step that it was written at.
-
-    torch reads tensors without looking at the checksums that it wrote beside them.
-
-    Raises:
-        RunError: the file is cut off or altered, would run code when loaded, or is not of `tst fit`.
-        OSError: it can't be opened.
-    """
-    reason = "cut off, or of another format"
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                reason = ""
-                altered = archive.testzip() or next(filter(_marked_as_folder, archive.infolist()), None)
-            if altered:
-                reason = "altered since it was written"
-                raise zipfile.BadZipFile(altered)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # zipfile and torch have a dozen kinds, OSError for an absurd offset among them
-            reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
-            raise RunError(f"checkpoint '{path}' can't be read ({reason})") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in _PARTS.items()):
-        raise RunError(f"'{path}' is no checkpoint of `tst fit` (no {', '.join(_PARTS)} in it)")
-    return content["global_step"]
-
-
-def _marked_as_folder(entry: zipfile.ZipInfo) -> bool:
-    # No checksum covers this bit, by which torch would take uninitialised memory for the tensor.
-    return bool(entry.external_attr & 0x10)

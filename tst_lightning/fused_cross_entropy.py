@@ -28,7 +28,13 @@ _CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 about 1.3 GB for bfloat16 logits,
 
 
 def fused_cross_entropy(
-    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, objective: Objective, rows: int | None = None
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    objective: Objective,
+    softcap: float | None = None,
+    rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores hidden states through the LM head.
 
@@ -41,6 +47,8 @@ def fused_cross_entropy(
         targets: (N, s) ids; those that are ``IGNORED`` are not scored.
         weights: (s,) of the targets, handed to the objective; on the device of the hidden states.
         objective: from the targets' log-probabilities to losses.
+        softcap: c of logits ``c * tanh(z / c)`` in place of ``z`` (Gemma 2, arXiv 2408.00118), at the cost of more passes
+            over the vocabulary and a second chunk of logits; None leaves them as they are.
         rows: positions a chunk; None takes the device's default.
 
     Returns:
@@ -55,7 +63,7 @@ def fused_cross_entropy(
     differentiate = torch.is_grad_enabled()
     rows = rows or chunk_rows(device)
     return _FusedCrossEntropy.apply(
-        hidden, head, targets, weights.to(wide), objective, dtype, wide, differentiate, rows
+        hidden, head, targets, weights.to(wide), objective, softcap, dtype, wide, differentiate, rows
     )
 
 
@@ -79,7 +87,7 @@ def in_one_chunk() -> Iterator[None]:
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, head, targets, weights, objective, dtype, wide, differentiate, rows
+        ctx, hidden, head, targets, weights, objective, softcap, dtype, wide, differentiate, rows
     ) -> tuple[Tensor, Tensor, Tensor]:
         for_hidden, for_head = (needed and differentiate for needed in ctx.needs_input_grad[:2])
         matrix = head.to(dtype)
@@ -91,7 +99,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
             states, ids = hidden[part].to(dtype), targets[part]
             shown = ids != IGNORED
             ids = ids.where(shown, 0)
-            log_probs = torch.log_softmax(states @ matrix.T, -1, dtype=wide)
+            logits = states @ matrix.T
+            if softcap is not None:
+                capped = logits.to(wide).div_(softcap).tanh_()
+                logits = capped * softcap
+            log_probs = torch.log_softmax(logits, -1, dtype=wide)
+            del logits
             losses[part], slopes = objective(log_probs.gather(1, ids), ids, weights * shown)
             mass = -slopes.sum(1, keepdim=True)
             scored[part] = mass.squeeze(1)
@@ -100,7 +113,11 @@ class _FusedCrossEntropy(torch.autograd.Function):
             # d loss / d logits = mass * probabilities + slopes at the targets. The mass is left to the narrow sides of the
             # products below: it is 1 but for ignored targets, and V-wide it would cost a pass.
             slopes = slopes / mass.clamp_min(torch.finfo(wide).tiny)
-            probs = log_probs.exp_().scatter_add_(1, ids, slopes).to(dtype)
+            probs = log_probs.exp_().scatter_add_(1, ids, slopes)
+            if softcap is not None:
+                probs.mul_(capped.square_().neg_().add_(1))  # the derivative of the tanh
+                del capped
+            probs = probs.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = mass * (probs @ matrix)
             if grad_head is not None:
@@ -119,4 +136,4 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx, scale, *_) -> tuple[Tensor | None, ...]:
         # Not in place: whoever retains the graph may come again.
         grads = (None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, *[None] * 7)
+        return (*grads, *[None] * 8)

@@ -15,22 +15,43 @@ __all__ = ["IGNORED", "LossSum", "bag_mass_cross_entropy", "multi_hot_cross_entr
 
 
 @dataclass(frozen=True)
+class Balance:
+    """How evenly a mixture used its experts in one forward: those of one micro-batch of one process.
+
+    Attributes:
+        loss: by the architecture's own measure, a scalar with gradients; its least value, where all are used alike, is the
+            number of experts a position.
+        loads: (layers, experts) int64, positions that were sent to each expert.
+    """
+
+    loss: Tensor
+    loads: Tensor
+
+
+@dataclass(frozen=True)
 class LossSum:
     """A loss before division.
 
     Attributes:
-        total: nats over all positions, a scalar with gradients; float32 or wider.
-        parts: (P,) the same by position or by row, without gradients.
+        total: nats over all positions, a scalar with gradients; float32 or wider. What a model is balanced by is in it.
+        parts: (P,) the cross-entropy alone, by position or by row, without gradients.
         count: positions that were scored, a scalar on the device; one with ignored targets by the weight of the others.
+        balance: of a mixture's experts in training; None elsewhere.
     """
 
     total: Tensor
     parts: Tensor
     count: Tensor
+    balance: Balance | None = None
 
     def by_row(self, rows: int) -> "LossSum":
         """The same with one part a row, for positions that lie row after row."""
         return replace(self, parts=self.parts.view(rows, -1).sum(1))
+
+    def balanced(self, balance: Balance, coefficient: float) -> "LossSum":
+        """The same for a mixture of experts: :attr:`mean` grows by ``coefficient * balance.loss``."""
+        total = self.total + coefficient * self.count * balance.loss if coefficient else self.total
+        return replace(self, total=total, balance=balance)
 
     @property
     def divisor(self) -> Tensor:
@@ -43,7 +64,9 @@ class LossSum:
         return self.total / self.divisor
 
 
-def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> LossSum:
+def multi_hot_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float | None = None
+) -> LossSum:
     """Cross-entropy of each position against a weighted bag of targets.
 
     ``loss = logsumexp(z) - sum_i w_i z[y_i]`` with ``z = hidden @ head.T`` (arXiv 2605.06546, section 3). It is the
@@ -56,15 +79,16 @@ def multi_hot_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weigh
         head: (V, d) LM-head weight.
         targets: (N, s) ids; an ``IGNORED`` one counts neither in the sum nor, by its weight, in the count.
         weights: (s,) summing to 1, on the device of the hidden states.
+        softcap: of the logits, as for :func:`fused_cross_entropy`.
 
     Returns:
         A part a position, in nats.
     """
-    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _multi_hot)
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _multi_hot, softcap)
     return LossSum(total, losses, scored.sum())
 
 
-def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
+def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
     """How little probability the bag's tokens have together: the paper's MCE-alt.
 
     ``loss = logsumexp(z) - logsumexp(z over the distinct tokens of the bag)`` (arXiv 2605.06546). Order and
@@ -74,26 +98,29 @@ def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Los
         hidden: (N, d) outputs of the transformer's body.
         head: (V, d) LM-head weight.
         targets: (N, s) ids; ``IGNORED`` ones are not of the bag.
+        softcap: of the logits, as for :func:`fused_cross_entropy`.
 
     Returns:
         A part a position, in nats; the count is of bags with at least one token.
     """
-    total, losses, scored = fused_cross_entropy(hidden, head, targets, hidden.new_ones(targets.shape[1]), _bag_mass)
+    weights = hidden.new_ones(targets.shape[1])
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _bag_mass, softcap)
     return LossSum(total, losses, scored.sum())
 
 
-def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> LossSum:
+def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
     """Ordinary cross-entropy.
 
     Args:
         hidden: (N, d) outputs of the transformer's body.
         head: (V, d) LM-head weight.
         targets: (N,) ids; ``IGNORED`` ones are not scored.
+        softcap: of the logits, as for :func:`fused_cross_entropy`.
 
     Returns:
         A part a position, in nats.
     """
-    return multi_hot_cross_entropy(hidden, head, targets[:, None], hidden.new_ones(1))
+    return multi_hot_cross_entropy(hidden, head, targets[:, None], hidden.new_ones(1), softcap)
 
 
 def _multi_hot(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError, RunError
+from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.metrics import NextTokenMetrics, score_mixture
 from tst_lightning.modeling import (
     ActivationCheckpointing,
@@ -22,6 +24,7 @@ from tst_lightning.modeling import (
     check_trainable,
     checkpoint_activations,
     compile_layers,
+    initialise,
 )
 from tst_lightning.optim import WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
@@ -65,7 +68,9 @@ class SuperpositionModule(LightningModule):
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
             checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
-            is due: a fraction of the memory for about a quarter more work, the same numbers; ``none`` keeps everything.
+            is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
+            matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
+            everything.
     """
 
     def __init__(
@@ -121,15 +126,20 @@ class SuperpositionModule(LightningModule):
         """Builds the model, once, where the strategy wants it.
 
         Raises:
-            ConfigError: it can't be built, trained as it is meant to be, or its activations not checkpointed.
+            ConfigError: it can't be built, trained as it is meant to be, its activations not checkpointed, or it not be
+                sharded.
         """
         if not hasattr(self, "model"):
             check_trainable(self.config)
-            self.model = build_causal_lm(self.config)
-            if self.activation_checkpointing == "full":
-                checkpoint_activations(self.model.lm)
+            with torch.device("meta"):
+                self.model = build_causal_lm(self.config)
+            checkpoint_activations(self.model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
+            strategy = self.trainer.strategy
+            if isinstance(strategy, FullyShardedStrategy):
+                strategy.shard(self.model)
+            initialise(self.model.lm, strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
@@ -198,7 +208,8 @@ class SuperpositionModule(LightningModule):
             batch_idx: micro-batch of the run.
 
         Returns:
-            ``loss`` in nats a position, to be minimised, and ``row_losses`` (B,), the same of each row.
+            ``loss`` in nats a position, to be minimised; ``row_losses`` (B,), the cross-entropy of each row; and of a
+            mixture of experts ``balance_loss`` and ``expert_loads`` (see :class:`~tst_lightning.losses.Balance`).
 
         Raises:
             RunError: stream and run disagree about the phase.
@@ -210,7 +221,10 @@ class SuperpositionModule(LightningModule):
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
         loss = self.model(batch["tokens"], phase)
-        return {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        results = {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
+        if loss.balance is not None:
+            results |= {"balance_loss": loss.balance.loss.detach(), "expert_loads": loss.balance.loads}
+        return results
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
@@ -263,21 +277,24 @@ class SuperpositionModule(LightningModule):
         The first to ask is the NonFiniteGuard: a callback that changes gradients has to stand before it.
         """
         if self._gradient_norm is None:
-            self._gradient_norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            self._gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return self._gradient_norm
 
     # -- validation ---------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Next-token loss of ``tokens`` (B, L + 1) of one corpus, whatever the phase."""
         metrics: Any = list(self.val_metrics.values())[dataloader_idx]
-        metrics.update(self.model(batch["tokens"], self.validation))
+        loss = self.model(batch["tokens"], self.validation)
+        if "again" not in batch:  # run to keep the other ranks company
+            metrics.update(loss)
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss (nats a token), perplexity and bits per byte over the validation splits."""
         self._log_metrics("val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As :meth:`validation_step`."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
@@ -314,7 +331,8 @@ class SuperpositionModule(LightningModule):
             ConfigError: the checkpoint is of another model, or of one that was configured otherwise.
         """
         here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", here).items()}
+        # A sharded checkpoint's weights have been read by the strategy already.
+        saved = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", self.state_dict()).items()}
         for name in sorted(here.keys() | saved.keys()):
             if here.get(name) != saved.get(name):
                 raise ConfigError(

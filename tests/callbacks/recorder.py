@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch.distributed.tensor import DTensor
 
 RECORD = ('--trainer.callbacks+={"class_path": "tests.callbacks.recorder.Recorder"}',)
 
@@ -20,7 +21,8 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         digest = hashlib.sha256()
         for name, value in sorted(pl_module.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            digest.update(name.encode() + whole.detach().cpu().numpy().tobytes())
         self.weights = digest.hexdigest()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

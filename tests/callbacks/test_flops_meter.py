@@ -3,8 +3,6 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,8 @@ from lightning.pytorch import Callback
 from transformers import LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
-from tests.conftest import ROOT, SEQ_LEN, tiny_config
+from tests.conftest import SEQ_LEN, tiny_config
+from tests.processes import run
 from tests.test_resume import assert_same_run, last, signal_at
 from tst_lightning.callbacks import FlopsMeter
 from tst_lightning.callbacks.totals import Totals
@@ -148,10 +147,11 @@ def test_totals_go_on_from_the_checkpoint(fit: Any, tmp_path: Path) -> None:
     assert_rates(rows[0], saved, 1)
 
 
-def test_hardware_flops_go_on_as_activations_are_kept_or_computed_again(fit: Any, tmp_path: Path) -> None:
+def test_hardware_flops_go_on_as_activations_are_kept_or_computed_again(
+    fit: Any, tiny_run: Path, tmp_path: Path
+) -> None:
     """Checkpointed in all of superposition and a step of recovery, then no more: the same run in every other number."""
-    assert fit("whole", data__num_workers=0)[0] == 0
-    code, said = fit("run", *signal_at(10), data__num_workers=0, model__activation_checkpointing="full")
+    code, said = fit("run", *signal_at(10), model__activation_checkpointing="full")
     assert code == 128 + signal.SIGTERM, said
     phases = json.loads((tmp_path / "run" / "run.json").read_text())["phases"]
     saved = saved_totals(last(tmp_path / "run"))
@@ -164,14 +164,14 @@ def test_hardware_flops_go_on_as_activations_are_kept_or_computed_again(fit: Any
     again = 2 * 2 * (SEQ_LEN * layer + 2 * 32 * SEQ_LEN**2)
     assert saved["hardware_flops"] - saved["flops"] == 11 * ROWS * again
     causal = ("--callbacks.flops_meter.init_args.attention", "causal")
-    code, said = fit("run", "--ckpt_path", "last", *causal, data__num_workers=0)
+    code, said = fit("run", "--ckpt_path", "last", *causal)
     assert code == 2 and "the checkpoint's FLOPs count attention as full, FlopsMeter.attention is causal" in said
-    code, said = fit("run", "--ckpt_path", "last", data__num_workers=0)
+    code, said = fit("run", "--ckpt_path", "last")
     assert code == 0, said
     end = totals(logged(tmp_path / "run", version=1)[-1])
     assert end["flops"] == saved["flops"] * 20 / 11
     assert end["hardware_flops"] - saved["hardware_flops"] == end["flops"] - saved["flops"]
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tiny_run, tmp_path / "run")
 
 
 def test_one_switch_counts_causal_attention(fit: Any, tmp_path: Path) -> None:
@@ -231,8 +231,7 @@ def test_two_processes_do_twice_the_work_on_other_rows(fit: Any, tmp_path: Path,
     changes = {"trainer__accelerator": "cpu", "trainer__devices": 2, "trainer__strategy": "ddp"}
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "two", shards, **changes), sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *RECORD]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run("fit", "--config", str(path), *RECORD, ranks=2)
     assert done.returncode == 0, done.stderr
     one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert [row["compute/step"] for row in one] == [row["compute/step"] for row in two]

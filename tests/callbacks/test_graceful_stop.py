@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
+from tests.processes import Command
 from tests.test_resume import assert_same_state, last, signal_at
 
 
@@ -36,15 +35,12 @@ def signals_at(step: int, *numbers: int) -> str:
     return f"--trainer.callbacks+={spec}"
 
 
-def start(path: Path, config: dict[str, Any], *arguments: str, **settings: Any) -> subprocess.Popen[str]:
-    """The command in a session of its own, so that a signal to all of its processes is none to the tests'."""
+def start(path: Path, config: dict[str, Any], *arguments: str, **settings: Any) -> Command:
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), *arguments]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes, **settings)
+    return Command("fit", "--config", str(path), *arguments, **settings)
 
 
-def wait_for_training(process: subprocess.Popen[str], folder: Path) -> None:
+def wait_for_training(process: Command, folder: Path) -> None:
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -59,14 +55,16 @@ LONG = {"trainer__max_steps": 2000, "trainer__val_check_interval": 20, "trainer_
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
-def test_a_schedulers_warning_stops_a_run_that_goes_on(fit: Any, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_schedulers_warning_stops_a_run_that_goes_on(
+    fit: Any, tiny_run: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     code, said = fit("pieces", *signal_at(12, number))
     assert code == 128 + number
     assert f"stopped by {number.name} after step 13 of 20" in said
     assert {each: signal.getsignal(each) for each in before} == before
-    assert fit("pieces", "--ckpt_path", "last")[0] == fit("whole")[0] == 0
-    assert_same_state(last(tmp_path / "whole"), last(tmp_path / "pieces"))
+    assert fit("pieces", "--ckpt_path", "last")[0] == 0
+    assert_same_state(last(tiny_run), last(tmp_path / "pieces"))
 
 
 def test_a_repeated_warning_and_the_order_to_end_after_it_do_not_kill(fit: Any, tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_under_slurm_the_run_is_neither_requeued_nor_saved_elsewhere(tmp_path: P
         "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
     }
     config = tiny_config(tmp_path / "run", shards, **LONG, trainer__strategy="ddp", trainer__accelerator="cpu")
-    process = start(tmp_path / "run.yaml", config, env=os.environ | job)
+    process = start(tmp_path / "run.yaml", config, environment=os.environ | job)
     wait_for_training(process, tmp_path / "run")
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=120)
@@ -129,7 +127,7 @@ def test_a_signal_to_all_processes_of_a_run_with_workers(tmp_path: Path, shards:
 @pytest.mark.distributed
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path, shards: Path) -> None:
     changes = {"trainer__accelerator": "cpu", "trainer__devices": 2, "trainer__strategy": "ddp"}
-    process = start(tmp_path / "two.yaml", tiny_config(tmp_path / "two", shards, **LONG, **changes))
+    process = start(tmp_path / "two.yaml", tiny_config(tmp_path / "two", shards, **LONG, **changes), ranks=2)
     wait_for_training(process, tmp_path / "two")
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGUSR1)

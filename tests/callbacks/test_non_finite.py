@@ -3,8 +3,6 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import yaml
 from lightning.pytorch import Callback
 
 from tests.callbacks.recorder import RECORD, recorded
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import tiny_config
+from tests.processes import run
 from tests.test_resume import assert_same_state, last, signal_at
 
 SKIP = ("--callbacks.non_finite.init_args.action", "skip")
@@ -158,8 +157,7 @@ def test_all_processes_skip_what_one_of_them_must(tmp_path: Path, shards: Path) 
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "two", shards, **changes), sort_keys=False))
     fault = callback(BadGradient, steps=[7], rank=1)
-    command = [sys.executable, "-m", "tst_lightning", "fit", "--config", str(path), fault, *SKIP]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run("fit", "--config", str(path), fault, *SKIP, ranks=2)
     assert done.returncode == 0, done.stderr
     weights = [torch.load(tmp_path / "two" / f"weights-{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

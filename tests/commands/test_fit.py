@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from tests.conftest import ROOT, tiny_config
+from tests.processes import run
 from tests.test_resume import signal_at
 from tst_lightning.__main__ import main
 
@@ -149,10 +150,9 @@ class TwoInterrupts(Callback):
 def test_second_interrupt_kills(tmp_path: Path, shards: Path) -> None:
     path = write(tmp_path / "run.yaml", tiny_config(tmp_path / "run", shards))
     twice = f'--trainer.callbacks+={{"class_path": "{__name__}.TwoInterrupts"}}'
-    process = start("fit", "--config", path, twice)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert "Traceback" not in err
+    done = run("fit", "--config", path, twice)
+    assert done.returncode == -signal.SIGINT
+    assert "Traceback" not in done.stderr
 
 
 class InterruptIn(Callback):

@@ -123,10 +123,15 @@ HELP = "see `tst fit --help`"
         ("model.config", {"class_path": "transformers.CLIPConfig"}, ["no causal language model", "CLIPConfig"]),
         (
             "model.config",
-            {"class_path": "transformers.Qwen3MoeConfig", "init_args": {"vocab_size": 320}},
-            ["router_aux_loss_coef=0.001", "does not add", "set router_aux_loss_coef: 0"],
+            {"class_path": "transformers.JetMoeConfig", "init_args": {"vocab_size": 320}},
+            ["JetMoeForCausalLM balances its experts", "(aux_loss_coef=0.01)", "set aux_loss_coef: 0"],
         ),
-        ("model.activation_checkpointing", "some", ["expected one of 'none', 'full', got some"]),
+        (
+            "callbacks.loads",
+            {"class_path": "tst_lightning.callbacks.ExpertLoad"},
+            ["LlamaForCausalLM has no", "remove it"],
+        ),
+        ("model.activation_checkpointing", "some", ["expected one of 'none', 'selective', 'full', got some"]),
         ("callbacks.flops_meter.init_args", {"attention": "half"}, ["expected one of 'full', 'causal', got half"]),
         (f"{MODEL}.attention_dropout", 3, ["LlamaConfig can't run with its values", "between 0 and 1, but got 3"]),
         ("run_dir", "~/x", ["run_dir is '~/x'", "write the folder out"]),

@@ -102,6 +102,7 @@ def test_one_page_says_it_all(plan: Any, tmp_path: Path) -> None:
         "--price",
         "2",
     ]
+    words += ["--checkpointing", "selective"]
     code, out, said = plan(*SMALL, *words, "--unique_tokens", "100000", "--figure", str(figure))
     assert code == 0, said
     assert max(map(len, out.splitlines())) <= 100
@@ -112,7 +113,9 @@ def test_one_page_says_it_all(plan: Any, tmp_path: Path) -> None:
         "device hours",
         "cost",
         "optimizer state",
-        "checkpoint",
+        "selective activation checkpointing",
+        "computed again",
+        "checkpoint on disk",
         "s = ",
     ):
         assert part in out, part

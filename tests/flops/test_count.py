@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     PreTrainedConfig,
     Qwen3Config,
@@ -17,8 +18,9 @@ from transformers import (
     SmolLM3Config,
 )
 
+from tst_lightning.errors import ConfigError
 from tst_lightning.flops import AttentionConvention, RowFlops, closed_form_flops_per_row, convention, count_row
-from tst_lightning.modeling import build_causal_lm, checkpoint_activations
+from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
 L, LAYERS = 32, 2
@@ -59,8 +61,10 @@ ROTARY = 1e-4
 
 
 @cache
-def counted(name: str, phase: str, attention: AttentionConvention = "full", checkpointing: bool = False) -> RowFlops:
-    return count_row(CONFIGS[name], PHASES[phase], L, attention, "full" if checkpointing else "none")
+def counted(
+    name: str, phase: str, attention: AttentionConvention = "full", checkpointing: ActivationCheckpointing = "none"
+) -> RowFlops:
+    return count_row(CONFIGS[name], PHASES[phase], L, attention, checkpointing)
 
 
 @pytest.mark.parametrize("attention", ["full", "causal"])
@@ -109,9 +113,26 @@ def test_checkpointing_adds_a_second_forward_of_the_layers(
     name: str, layer: int, last: int, pairwise: dict[str, int], attention: AttentionConvention
 ) -> None:
     """But for a layer's last product, whose result no gradient needs: torch stops before it."""
-    model, hardware = (counted(name, "superposition", attention, checkpointing) for checkpointing in (False, True))
+    model, hardware = (counted(name, "superposition", attention, what) for what in ("none", "full"))
     assert hardware.total - model.total == LAYERS * 2 * (L * (layer - last) + pairwise[attention])
     assert hardware.attention - model.attention == LAYERS * 2 * pairwise[attention]
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "qwen3-moe-dense"])
+def test_selective_checkpointing_adds_nothing(name: str) -> None:
+    """No product is computed twice, and attention none either."""
+    assert counted(name, "superposition", checkpointing="selective") == counted(name, "superposition")
+
+
+def test_what_is_changed_in_place_can_not_be_kept() -> None:
+    """As the biases of GPT-OSS' experts are added; found out before a run begins."""
+    config = GptOssConfig(**SHAPE, num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
+    with pytest.raises(ConfigError) as refused:
+        count_row(config, PHASES["next_token"], L, activation_checkpointing="selective")
+    assert str(refused.value) == (
+        "model.activation_checkpointing is selective, but GptOssForCausalLM changes in place what a matrix product gave,"
+        " which is to be kept; set it to full or none"
+    )
 
 
 def test_phases_cost_the_same() -> None:
@@ -130,12 +151,11 @@ def test_layers_are_extrapolated_from_two() -> None:
 # -- the graph that trains ----------------------------------------------------------------------------------------
 
 
-def plain_count(name: str, phase: str, attention: str, checkpointing: bool = False) -> int:
+def plain_count(name: str, phase: str, attention: str, checkpointing: ActivationCheckpointing = "none") -> int:
     """What PyTorch's own counter sees of a step of a real model on this processor, with real routing."""
     torch.manual_seed(0)
     model = build_causal_lm(copy.deepcopy(CONFIGS[name]), attention=attention, experts="batched_mm")
-    if checkpointing:
-        checkpoint_activations(model.lm)
+    checkpoint_activations(model.lm, checkpointing)
     tokens = torch.randint(0, 512, (1, PHASES[phase].row_tokens(L)))
     with FlopCounterMode(display=False) as counter:
         model(tokens, PHASES[phase]).total.backward()
@@ -145,14 +165,16 @@ def plain_count(name: str, phase: str, attention: str, checkpointing: bool = Fal
 @pytest.mark.parametrize(
     ("name", "phase", "checkpointing"),
     [
-        ("llama", "next_token", False),
-        ("llama-gqa-tied", "superposition", True),
-        ("smollm3", "superposition", False),
-        ("qwen3-moe", "next_token", True),
-        ("qwen3-moe-dense", "superposition", False),
+        ("llama", "next_token", "selective"),
+        ("llama-gqa-tied", "superposition", "full"),
+        ("smollm3", "superposition", "none"),
+        ("qwen3-moe", "next_token", "full"),
+        ("qwen3-moe-dense", "superposition", "selective"),
     ],
 )
-def test_count_equals_the_real_graph_with_eager_attention(name: str, phase: str, checkpointing: bool) -> None:
+def test_count_equals_the_real_graph_with_eager_attention(
+    name: str, phase: str, checkpointing: ActivationCheckpointing
+) -> None:
     assert counted(name, phase, checkpointing=checkpointing).total == plain_count(name, phase, "eager", checkpointing)
 
 
@@ -169,7 +191,7 @@ def test_counting_draws_no_random_number_and_leaves_the_configuration_alone() ->
     config = Qwen3MoeConfig(**SHAPE, **MOE, attention_dropout=0.1)
     before = copy.deepcopy(config)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    for activation_checkpointing in ("none", "full"):
+    for activation_checkpointing in ("none", "selective", "full"):
         count_row(config, PHASES["superposition"], L, "full", activation_checkpointing)
     closed_form_flops_per_row(config, L)
     assert torch.equal(torch.get_rng_state(), states[0])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -5,17 +7,17 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     Qwen3Config,
-    Qwen3MoeConfig,
 )
 
 from tst_lightning.bags import mean_embedding
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling import build_causal_lm, check_trainable, count_parameters
-from tst_lightning.modeling.attention import NAME, attention_for
+from tst_lightning.modeling import build_causal_lm
+from tst_lightning.modeling.attention import NAME, attention_for, causal_sdpa
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -38,10 +40,23 @@ def test_mask_free_attention_equals_eager(make: type[PreTrainedConfig], kv_heads
         torch.testing.assert_close(gradient, torch.autograd.grad(eager, model.head), rtol=1e-5, atol=1e-6)
 
 
-def test_windows_keep_their_masks() -> None:
+def test_windows_keep_their_masks_and_bounded_scores_their_bound() -> None:
     assert attention_for(LlamaConfig(**SHAPE)) == NAME
     assert attention_for(MistralConfig(**SHAPE, sliding_window=8)) is None
-    assert attention_for(Gemma2Config(**SHAPE)) is None
+    assert attention_for(Gemma3TextConfig(**SHAPE)) is None
+    assert attention_for(Gemma2Config(**SHAPE, layer_types=["full_attention"] * 2)) == "eager"
+    assert attention_for(GptOssConfig(**SHAPE, layer_types=["full_attention"] * 2)) is None  # has sinks
+
+
+@pytest.mark.parametrize(
+    "more", [{"softcap": 30.0}, {"attention_mask": torch.zeros(1, 1, 4, 4)}, {"s_aux": torch.ones(2)}]
+)
+def test_more_than_causality_is_refused(more: dict[str, Any]) -> None:
+    """Where transformers would have it left out without a word."""
+    query, key, value = torch.randn(3, 1, 2, 4, 8)
+    causal_sdpa(nn.Identity(), query, key, value, None, softcap=None, position_ids=torch.arange(4))
+    with pytest.raises(ConfigError, match=f"^Identity wants {next(iter(more))} of attention"):
+        causal_sdpa(nn.Identity(), query, key, value, **{"attention_mask": None} | more)
 
 
 def test_exported_config_names_no_attention_of_ours() -> None:
@@ -74,16 +89,3 @@ def test_a_bag_is_the_mean_of_what_the_embedding_layer_gives(config: PreTrainedC
     torch.testing.assert_close(*gradients)
     # The scale is there: a look-up alone gives something else.
     assert not torch.allclose(ours, mean_embedding(bags, layer.weight), rtol=0.1)
-
-
-def test_what_would_train_another_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="final_logit_softcapping=30.0"):
-        build_causal_lm(Gemma2Config(**SHAPE))
-
-
-def test_a_mixture_is_sized_but_not_trained_without_its_balance() -> None:
-    config = Qwen3MoeConfig(**SHAPE)
-    assert count_parameters(config).total > 0
-    with pytest.raises(ConfigError, match="router_aux_loss_coef=0.001.*set router_aux_loss_coef: 0"):
-        check_trainable(config)
-    check_trainable(Qwen3MoeConfig(**SHAPE, router_aux_loss_coef=0.0))

@@ -1,6 +1,7 @@
 """What is read off a model that takes no memory is what a real one takes."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling import build_causal_lm, checkpoint_activations
+from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
-from tst_lightning.plan.memory import measure, saved_bytes, state_bytes_per_parameter
+from tst_lightning.plan.activations import kept_bytes
+from tst_lightning.plan.memory import measure, state_bytes_per_parameter
 from tst_lightning.plan.setting import Setting
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -20,6 +22,7 @@ MOE = Qwen3MoeConfig(
     **SHAPE, intermediate_size=96, moe_intermediate_size=96, num_hidden_layers=3, num_experts=8, num_experts_per_tok=2
 )
 PHASES = [NextTokenPhase(), SuperpositionPhase(4)]
+CHOICES = get_args(ActivationCheckpointing)
 
 
 def setting(config: PreTrainedConfig = LLAMA, **changes) -> Setting:
@@ -31,24 +34,35 @@ def setting(config: PreTrainedConfig = LLAMA, **changes) -> Setting:
 def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, precision: str) -> None:
     model = build_causal_lm(copy.deepcopy(LLAMA))
     tokens = torch.randint(512, (8, phase.row_tokens(32)))
-    real = saved_bytes(model, phase, tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
+    real = kept_bytes(model, phase, tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
     # The CPU's embedding_bag keeps 8 bytes that say nothing.
     assert measure(setting(precision=precision), [phase]).activations == pytest.approx(real, abs=8)
 
 
-@pytest.mark.parametrize("seq_len", [32, 192])  # 192 is twice an expert's width, as its first matrix has
-def test_of_experts_the_grouped_products_activations_count(seq_len: int) -> None:
+@pytest.mark.parametrize(
+    ("seq_len", "checkpointing", "precision"),
+    # 192 is twice an expert's width, as its first matrix has.
+    [(32, "none", "32-true"), (32, "selective", "32-true"), (192, "none", "32-true"), (32, "none", "bf16-mixed")],
+)
+def test_of_experts_the_grouped_products_activations_count(
+    seq_len: int, checkpointing: ActivationCheckpointing, precision: str
+) -> None:
     model = build_causal_lm(copy.deepcopy(MOE))
+    checkpoint_activations(model.lm, checkpointing)
     tokens = torch.randint(512, (8, seq_len + 1))
-    real = saved_bytes(model, NextTokenPhase(), tokens, None)
+    real = kept_bytes(model, NextTokenPhase(), tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
     # Both keep the chosen experts' inputs and outputs; the orders of sorting differ a little.
-    assert measure(setting(MOE, seq_len=seq_len), [NextTokenPhase()]).activations == pytest.approx(real, rel=0.15)
+    sizes = setting(MOE, seq_len=seq_len, checkpointing=checkpointing, precision=precision)
+    assert measure(sizes, [NextTokenPhase()]).activations == pytest.approx(real, rel=0.02)
 
 
-def test_the_sum_is_what_torch_tracks_over_a_step() -> None:
-    memory = measure(setting(seq_len=64, batch_size=32, precision="bf16-mixed"), [NextTokenPhase()])
+@pytest.mark.parametrize("checkpointing", CHOICES)
+def test_the_sum_is_what_torch_tracks_over_a_step(checkpointing: ActivationCheckpointing) -> None:
+    sizes = setting(seq_len=64, batch_size=32, precision="bf16-mixed", checkpointing=checkpointing)
+    memory = measure(sizes, [NextTokenPhase()])
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_causal_lm(copy.deepcopy(LLAMA))
+        checkpoint_activations(model.lm, checkpointing)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
         tracker = MemTracker()
         tracker.track_external(model, optimizer)
@@ -80,19 +94,32 @@ def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:
     assert shared.checkpoint == memory.checkpoint and shared.activations == memory.activations
 
 
-@pytest.mark.parametrize("config", [LLAMA, MOE], ids=["alike", "dense and sparse"])
-def test_checkpointed_layers_keep_their_inputs_alone(config: PreTrainedConfig) -> None:
-    if config is MOE:
-        config = copy.deepcopy(MOE)
-        config.mlp_only_layers = [1]
-    plain, checkpointed = (measure(setting(config, checkpointing=on), PHASES).activations for on in ("none", "full"))
-    model = build_causal_lm(copy.deepcopy(config))
-    checkpoint_activations(model.lm)
-    tokens = torch.randint(512, (8, 33))
-    # What a checkpoint holds of a layer, its input, is not shown to the hooks.
-    kept = saved_bytes(model, NextTokenPhase(), tokens, None) + config.num_hidden_layers * 8 * 32 * 64 * 4
-    assert kept < checkpointed < plain
-    assert checkpointed < kept + plain / config.num_hidden_layers * 1.5
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_checkpointed_layers_keep_what_real_ones_do_and_one_of_them_computes_the_rest(
+    checkpointing: ActivationCheckpointing, precision: str
+) -> None:
+    model, phase = build_causal_lm(copy.deepcopy(LLAMA)), SuperpositionPhase(4)
+    tokens = torch.randint(512, (8, phase.row_tokens(32)))
+    autocast = torch.bfloat16 if precision == "bf16-mixed" else None
+    whole = kept_bytes(model, phase, tokens, autocast)
+    checkpoint_activations(model.lm, checkpointing)
+    kept = kept_bytes(model, phase, tokens, autocast)
+    memory = measure(setting(precision=precision, checkpointing=checkpointing), [phase])
+    assert memory.activations == pytest.approx(kept, abs=8)
+    whole += 32 * 8  # the positions' ids, which checkpoints hold for all layers
+    assert memory.recomputed == pytest.approx((whole - kept) / LLAMA.num_hidden_layers, abs=8)
+
+
+def test_of_layers_that_differ_the_one_that_computes_most_again_counts() -> None:
+    config = copy.deepcopy(MOE)
+    config.mlp_only_layers = [1]
+    whole, selective, full = (measure(setting(config, checkpointing=of), PHASES) for of in CHOICES)
+    assert whole.recomputed == 0 and selective.recomputed < full.recomputed
+    assert full.activations < selective.activations < whole.activations
+    # Two layers of three are such, the third computes less.
+    again = whole.activations - full.activations
+    assert again / 3 < full.recomputed < again / 2
 
 
 def test_logits_are_those_of_a_chunk() -> None:

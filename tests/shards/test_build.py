@@ -14,6 +14,7 @@ from litdata import StreamingDataset
 from litdata.streaming.item_loader import TokensLoader
 from transformers import AutoTokenizer
 
+from tests.processes import Command
 from tst_lightning.corpus import python_source
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.shards import build as build_module
@@ -223,23 +224,19 @@ def test_another_vocabulary_than_the_given_tokenizers_is_refused(corpus, tmp_pat
 def test_two_at_once_do_not_meet(corpus, tmp_path):
     """Many starts of two commands into one folder: each ends with a reason or with its own shards, whole."""
     (tmp_path / "corpus/more.txt").write_text("".join(f"{i * 7919 % 100_003} " for i in range(30_000)))
-    command = [sys.executable, "-m", "tst_lightning", "prepare", corpus, "--out", str(tmp_path / "out"), "--overwrite"]
-    command += ["--val_share", "0.2", "--vocab_size"]
+    words = ["prepare", corpus, "--out", str(tmp_path / "out"), "--overwrite", "--val_share", "0.2", "--vocab_size"]
     seen = set()
     for delay in (0, 0.2, 0.5):
         processes = []
         for vocab_size in ("300", "310"):
-            processes.append(
-                subprocess.Popen([*command, vocab_size], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
+            processes.append(Command(*words, vocab_size))
             time.sleep(delay)
         errors = [process.communicate()[1].strip().splitlines()[-1] for process in processes]
         codes = [process.returncode for process in processes]
         seen.add(tuple(sorted(codes)))
         for code, error in zip(codes, errors, strict=True):
             assert code == 0 or error == (
-                f"error: another `tst prepare` is writing '{tmp_path}/out' at this moment: wait for it, or choose another"
-                " --out"
+                f"error: another process is writing '{tmp_path}/out' at this moment: wait for it, or choose another --out"
             )
         assert 0 in codes
         assert verify_folder(tmp_path / "out") == []
@@ -310,16 +307,16 @@ def test_what_cannot_be_built_is_refused_and_leaves_nothing(tmp_path, contents, 
 
 def test_a_kill_leaves_nothing_that_looks_finished(corpus, tmp_path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    command = [sys.executable, "-m", "tst_lightning", "prepare", "--python_source", "stdlib", "--out", str(out)]
-    command += ["--vocab_size", "300", "--tokenizer_train_bytes", "100000", "--chunk_bytes", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    words = ["prepare", "--python_source", "stdlib", "--out", str(out), "--vocab_size", "300"]
+    process = Command(*words, "--tokenizer_train_bytes", "100000", "--chunk_bytes", "100000")
     deadline = time.monotonic() + 120
     while not list(partial.glob("train/*.bin")):  # in the middle of writing shards
         assert process.poll() is None, "ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     assert not (partial / "manifest.json").exists()
     for folder in (out, partial):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.errors import RunError, Stopped
+from tst_lightning.fully_sharded import FullyShardedStrategy
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _KILLS_WHEN_REPEATED = (signal.SIGINT, signal.SIGTERM)
@@ -110,6 +111,8 @@ class GracefulStop(Checkpoint):
     @staticmethod
     def _refuse_unwritten(trainer: Trainer, ended: str) -> None:
         """A checkpoint that may fail on the way, and be written later, may not at the end."""
+        if isinstance(trainer.strategy, FullyShardedStrategy):
+            trainer.strategy.finish_saving()
         io = trainer.strategy.checkpoint_io
         # Only the first process writes.
         failure = trainer.strategy.broadcast(io.failure if isinstance(io, WholeCheckpointIO) else None)

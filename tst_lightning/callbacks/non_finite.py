@@ -6,6 +6,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from tst_lightning.errors import ConfigError, RunError
@@ -128,7 +129,9 @@ class NonFiniteGuard(Callback):
             RunError: loss, gradient or weights are not finite; names step and phase.
         """
         self._look(trainer, pl_module)
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in pl_module.parameters()):
+        # Of sharded weights each rank sees its own part.
+        parts = (p.to_local() if isinstance(p, DTensor) else p for p in pl_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(all(bool(torch.isfinite(part).all()) for part in parts)):
             self._stop(trainer, pl_module, max(0, trainer.global_step - 1), "the weights were not finite")
 
     def _look(self, trainer: Trainer, pl_module: Any) -> None:

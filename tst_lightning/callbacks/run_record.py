@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.errors import ConfigError
 from tst_lightning.flops import convention
+from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.whole_file import write_whole
 
 RUN_RECORD_FORMAT = 1
@@ -56,7 +57,11 @@ class RunRecord(Callback):
         self._log_hyperparameters(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Marks the run finished if it took its last step; a time limit or early stopping leaves it stopped."""
+        """Marks the run finished if it took its last step, and its last checkpoint is on disk; a time limit or early
+        stopping leaves it stopped.
+        """
+        if isinstance(trainer.strategy, FullyShardedStrategy):
+            trainer.strategy.finish_saving()
         self._write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:

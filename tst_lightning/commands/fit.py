@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
-from tst_lightning.commands.limits import check_memory, check_nodes, check_numbers, check_processes
+from tst_lightning.commands.launch import SameCheckpoint, check_launch
+from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
 from tst_lightning.commands.run_folder import (
@@ -34,8 +35,9 @@ from tst_lightning.commands.run_folder import (
     read_status,
 )
 from tst_lightning.commands.run_parser import RunParser
-from tst_lightning.data import TokenDataModule
+from tst_lightning.data.datamodule import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
+from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.modeling import check_trainable
 from tst_lightning.module import SuperpositionModule
 from tst_lightning.whole_file import write_whole
@@ -47,7 +49,9 @@ DESCRIPTIONS = {
 }
 
 # What torch's backends (gloo, NCCL) say when the process at the other end is gone.
-_LOST_PROCESS = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|^DataLoader worker")
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|Connection (closed|reset) by peer|remote process exit(ed|ing)|^DataLoader worker"
+)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -170,8 +174,18 @@ class TSTCommandLine(LightningCLI):
         super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
-        """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        """Has checkpoints written whole or not at all, unless the YAML names a plugin for that, and signals left to us.
+
+        Raises:
+            ConfigError: such a plugin, where it would be left aside.
+        """
+        io = self.trainer.strategy.checkpoint_io
+        if isinstance(self.trainer.strategy, FullyShardedStrategy) and type(io) is not TorchCheckpointIO:
+            raise ConfigError(
+                f"trainer.plugins names {type(io).__name__}, which sharded checkpoints are not written by; leave it out, or"
+                " choose another trainer.strategy"
+            )
+        if type(io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = WholeCheckpointIO()
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         if isinstance(environment, SLURMEnvironment):  # a warning is GracefulStop's, and requeueing the job script's
@@ -182,7 +196,8 @@ class TSTCommandLine(LightningCLI):
 
         Raises:
             ConfigError: the folder holds a run of other settings, or ``--ckpt_path`` does not say to go on with it, or
-            names a checkpoint after which there is nothing to train.
+                names a checkpoint after which there is nothing to train, or one of sharded weights where the run's are not
+                (or the other way round).
         """
         run_dir = Path(self.config.run_dir)
         status = read_status(run_dir)
@@ -196,7 +211,8 @@ class TSTCommandLine(LightningCLI):
         if status:
             check_same_data(run_dir, status, self.datamodule.hashes)
             if status.status == "finished" and status.step >= self.trainer.max_steps:
-                print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
+                if self.trainer.is_global_zero:
+                    print(f"reusing   the finished run in {run_dir} ({status.step:,} steps)")
                 return
         found = find_checkpoint(run_dir, self.config.ckpt_path)
         if status and status.step and found is None and self.trainer.is_global_zero:
@@ -212,6 +228,12 @@ class TSTCommandLine(LightningCLI):
             mark_finished(run_dir, found.step)
             print(f"finished  {run_dir}: {found.step:,} steps, all taken before it was killed")
             return
+        if found and found.path.is_dir() != isinstance(self.trainer.strategy, FullyShardedStrategy):
+            kind, wrote = ("sharded", "fsdp2") if found.path.is_dir() else ("a single file", "single or ddp")
+            raise ConfigError(
+                f"checkpoint '{found.path}' is {kind}, which this trainer.strategy does not go on from; set it as it was"
+                f" when the checkpoint was written (configs/trainer/: {wrote})"
+            )
         self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"
@@ -242,7 +264,7 @@ class TSTCommandLine(LightningCLI):
         try:
             self._run(method, checkpoint, step)
         except UserError as error:
-            if trainer.world_size > 1 and _said_by_another(str(error)):
+            if trainer.world_size > 1 and _said_by_another(str(error), trainer):
                 raise SystemExit(error.exit_code) from error
             raise
         except Exception as error:
@@ -258,9 +280,10 @@ class TSTCommandLine(LightningCLI):
     def _run(self, method: Callable[..., Any], checkpoint: Path | None, step: int) -> None:
         trainer, sizes = self.trainer, ""
         try:
-            check_nodes(trainer)
+            check_launch(trainer)
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
+            trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
             with new_files_removed(Path(self.config.run_dir), trainer, step):
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
@@ -286,15 +309,15 @@ def _is_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
 
 
-def _said_by_another(message: str) -> bool:
-    """Whether another process of the run has ended with the same message before this one."""
+def _said_by_another(message: str, trainer: Trainer) -> bool:
+    """Whether another process of the run on this machine has ended with the same message before this one."""
     if not dist.is_initialized():
         return False
     try:
         store = dist.distributed_c10d._get_default_store()
-        return store.add(f"tst_lightning: {message}", 1) > 1
-    except RuntimeError:  # the process that kept it, the first one, is gone, and has said why
-        return True
+        return store.add(f"tst_lightning: {trainer.node_rank}: {message}", 1) > 1
+    except RuntimeError:  # the process that kept it, the run's first one, is gone, and has said why on its machine
+        return trainer.node_rank == 0 or trainer.local_rank > 0
 
 
 def _quieten() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 
 from tst_lightning.commands.parser import shown
@@ -65,24 +64,6 @@ def check_processes(config: Namespace) -> None:
         )
     if not 0 <= workers <= readers:
         raise ConfigError(f"data.num_workers is {workers}; it must lie between 0 and {readers} on this machine")
-
-
-def check_nodes(trainer: Trainer) -> None:
-    """Refuses several machines where nothing says how they find each other: each would wait for the rest in silence.
-
-    Args:
-        trainer: built.
-
-    Raises:
-        ConfigError: neither a cluster nor MASTER_ADDR and NODE_RANK.
-    """
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    alone = isinstance(environment, LightningEnvironment) and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
-    if trainer.num_nodes > 1 and alone:
-        raise ConfigError(
-            f"trainer.num_nodes is {trainer.num_nodes}, but this is no job of a cluster; set MASTER_ADDR, MASTER_PORT and"
-            " NODE_RANK on each machine, or num_nodes to 1"
-        )
 
 
 def check_memory(model_config: Any, data: Any, trainer: Trainer) -> str:

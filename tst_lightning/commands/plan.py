@@ -59,7 +59,7 @@ class PlanOptions:
         batch_size: rows of a micro-batch of one device (with shape or hf; 8)
         accumulate: micro-batches a step (with shape or hf; 1)
         precision: as Lightning names it (with shape or hf; bf16-mixed)
-        checkpointing: of activations, none or full (with shape or hf)
+        checkpointing: of activations, none, selective or full (with shape or hf)
         attention: how FLOPs count attention (with shape or hf)
         figure: write the published grid with the choice marked to this PNG
     """
@@ -85,7 +85,7 @@ class PlanOptions:
     batch_size: int | None = None
     accumulate: int | None = None
     precision: str | None = None
-    checkpointing: Literal["none", "full"] | None = None
+    checkpointing: Literal["none", "selective", "full"] | None = None
     attention: Literal["full", "causal"] | None = None
     figure: str | None = None
 
@@ -168,20 +168,22 @@ def _check(options: Namespace, of_fit: list[str]) -> None:
 
 
 def _setting(options: Namespace, of_fit: list[str]) -> "Setting":
-    from tst_lightning.commands import plan_setting
-
     changes = {key: options[key] for key in ("devices", "layout") if options[key] is not None}
     if options.unique_tokens is not None:
         changes["unique_tokens"] = int(options.unique_tokens)
     if options.device or options.peak_flops:
         changes["device_type"] = "cuda"
     if options.config:
+        from tst_lightning.commands.plan_setting import of_configuration
+
         words = [word for path in options.config for word in ("--config", path)]
-        return plan_setting.of_configuration(words + of_fit, " + ".join(options.config), changes)
+        return of_configuration(words + of_fit, " + ".join(options.config), changes)
+    from tst_lightning.commands.plan_model import of_hugging_face, of_shape
+
     sizes = {key: options[key] for key in _SIZES if options[key] is not None}
     if options.shape:
-        return plan_setting.of_shape(Shape(**options.shape.as_dict()), sizes | changes)
-    return plan_setting.of_hugging_face(options.hf, sizes | changes)
+        return of_shape(Shape(**options.shape.as_dict()), sizes | changes)
+    return of_hugging_face(options.hf, sizes | changes)
 
 
 def _wishes(options: Namespace) -> "Wishes":

@@ -1,25 +1,19 @@
-"""What a plan is made for, read from a fit configuration without building a trainer, or from a shape."""
+"""What a plan is made for, read from a fit configuration without building a trainer."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from transformers import AutoConfig, PreTrainedConfig
 
 from tst_lightning.commands.fit import TSTCommandLine, read_command_line
-from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.run_parser import RunParser
-from tst_lightning.data import TokenDataModule
-from tst_lightning.data.datamodule import check_sizes
+from tst_lightning.data.datamodule import TokenDataModule, check_sizes
 from tst_lightning.data.remote import is_remote
 from tst_lightning.errors import ConfigError
 from tst_lightning.module import SuperpositionModule, check_fits
-from tst_lightning.phases import NextTokenPhase, PhaseSchedule
+from tst_lightning.phases import PhaseSchedule
 from tst_lightning.plan.setting import Layout, Setting
-from tst_lightning.plan.shape import Shape, config_of_shape
-
-_SEQ_LEN = 2048  # of the published runs
 
 _LAYOUTS: dict[str, Layout] = {"ddp": "ddp", "fsdp": "fsdp", "modelparallelstrategy": "fsdp"}
 
@@ -95,48 +89,6 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         pool_blocks=data.pool_blocks,
         **(facts | changes),
     )
-
-
-def of_shape(shape: Shape, given: dict[str, Any]) -> Setting:
-    """A setting of a model's shape alone.
-
-    Args:
-        shape: of the model.
-        given: attributes of the setting that the user gave.
-
-    Raises:
-        ConfigError: sizes that make no model.
-    """
-    seq_len = given.get("seq_len", _SEQ_LEN)
-    config = config_of_shape(shape, seq_len)
-    return _of_model(config, "a shape", given)
-
-
-def of_hugging_face(name: str, given: dict[str, Any]) -> Setting:
-    """A setting of the model that a Hugging Face folder, config.json or hub name describes.
-
-    Args:
-        name: of it.
-        given: attributes of the setting that the user gave.
-
-    Raises:
-        ConfigError: there is none, or it is of no causal LM.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except Exception as error:  # whatever files, network and transformers say
-        reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise ConfigError(
-            f"--hf {name} is no configuration of a model ({reason}); name a folder or config.json"
-        ) from error
-    return _of_model(config, name, given)
-
-
-def _of_model(config: PreTrainedConfig, source: str, given: dict[str, Any]) -> Setting:
-    facts: dict[str, Any] = {"seq_len": _SEQ_LEN, "batch_size": 8, "precision": "bf16-mixed", "device_type": "cuda"}
-    facts |= given
-    facts.setdefault("layout", "single" if facts.get("devices", 1) == 1 else "ddp")
-    return Setting(source=source, config=config, phases={"next_token": NextTokenPhase()}, steps=None, **facts)
 
 
 def _number_of_devices(trainer: Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from tst_lightning.checkpoint_io import read_step
+from tst_lightning.checkpoint_file import read_step
 from tst_lightning.commands.config_file import check_config_file
 from tst_lightning.errors import ConfigError, RunError
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, read_sharded_step
 from tst_lightning.whole_file import write_whole
 
 # What makes a run the run it is; everything else (logging, where shards lie, reading processes, compiled layers, which
@@ -67,7 +69,12 @@ def read_status(run_dir: Path) -> RunStatus | None:
 
 def holds_checkpoints(run_dir: Path) -> bool:
     """Whether there is a checkpoint in a run's folder, which a new run there would overwrite."""
-    return any((run_dir / "checkpoints").glob("*.ckpt"))
+    return bool(_checkpoints(run_dir / "checkpoints"))
+
+
+def _checkpoints(folder: Path) -> set[Path]:
+    # A sharded one, killed while it was replaced, lies there under another name.
+    return {*folder.glob("*.ckpt"), *folder.glob(f"*.ckpt{REPLACED}")}
 
 
 def check_same_data(run_dir: Path, status: RunStatus, data: dict[str, str]) -> None:
@@ -143,7 +150,7 @@ def mark_finished(run_dir: Path, step: int) -> None:
 
 
 class FoundCheckpoint(NamedTuple):
-    """A whole checkpoint and the step that it was written at; -1 for a sharded one, which is not looked into."""
+    """A whole checkpoint and the step that it was written at."""
 
     path: Path
     step: int
@@ -179,7 +186,7 @@ def find_checkpoint(run_dir: Path, name: str | None) -> FoundCheckpoint | None:
 
 
 def _look_through(path: Path) -> FoundCheckpoint:
-    return FoundCheckpoint(path, -1 if path.is_dir() else read_step(path))
+    return FoundCheckpoint(path, read_sharded_step(path) if path.is_dir() else read_step(path))
 
 
 def _newest_whole(folder: Path) -> FoundCheckpoint | None:
@@ -190,13 +197,17 @@ def _newest_whole(folder: Path) -> FoundCheckpoint | None:
             return _look_through(last)
         except RunError as error:
             damaged = str(error)
-    others = sorted(set(folder.glob("*.ckpt")) - {last}, key=lambda path: path.stat().st_mtime)
+    others = sorted(_checkpoints(folder) - {last}, key=lambda path: path.stat().st_mtime)
     whole: list[FoundCheckpoint] = []
     for path in others:
         try:
             whole.append(_look_through(path))
         except RunError as error:
             damaged += f"; {error}"
+    for path in folder.glob(f"*.ckpt{PARTIAL}"):
+        if path.is_dir():  # of a run killed while it wrote; whole if that was at the very end
+            with suppress(RunError):
+                whole.append(_look_through(path))
     if whole:
         # Of two at one step the later one: it has seen that step's validation.
         newest = max(reversed(whole), key=lambda found: found.step)

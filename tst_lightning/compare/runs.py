@@ -135,7 +135,7 @@ def read_run(path: str) -> Run:
         ConfigError: it holds no run, no validation, or a format unknown here.
         RunError: a file in it is damaged.
     """
-    record = _read_record(path)
+    record = read_record(path)
     return Run(record["name"], path, record, _read_curve(path, record["status"] == "finished"))
 
 
@@ -148,7 +148,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     if len(paths) < 2:
         raise ConfigError(f"a comparison needs two runs or more, got {len(paths)}; name the reference run first")
-    records = [_read_record(path) for path in paths]
+    records = [read_record(path) for path in paths]
     given = [record["name"] for record in records]
     names: list[str] = []
     for path, name in zip(paths, given, strict=True):
@@ -214,7 +214,13 @@ def _shown(value: Any) -> str:
     return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
 
-def _read_record(path: str) -> dict[str, Any]:
+def read_record(path: str) -> dict[str, Any]:
+    """Reads the facts of a run, its ``run.json``.
+
+    Raises:
+        ConfigError: there is none, or its format is unknown here.
+        RunError: it is damaged.
+    """
     folder, file = Path(path), Path(path) / "run.json"
     if not folder.exists():
         raise ConfigError(f"no such run folder: {path}")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from litdata import StreamingDataLoader
-from torch import Tensor
 
 from tst_lightning.data.blocks import BlockReader, Cache, Replica, open_blocks
 from tst_lightning.data.corpora import Corpus, CorpusShare, open_corpora
@@ -17,6 +16,7 @@ from tst_lightning.data.mixture import Mixture
 from tst_lightning.data.remote import is_remote
 from tst_lightning.data.rows import RowPlan, blocks_needed
 from tst_lightning.data.stream import RowStream
+from tst_lightning.data.validation import EvenBatches, next_token_batch
 from tst_lightning.errors import ConfigError
 from tst_lightning.phases import PhaseSchedule
 from tst_lightning.shards.manifest import Manifest
@@ -66,10 +66,6 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ConfigError(f"data.{name} is {value}; it must be at least 1")
-
-
-def _next_token_batch(rows: list[Tensor]) -> dict[str, Tensor]:
-    return {"tokens": torch.stack(rows).to(torch.int64)}
 
 
 class TokenDataModule(LightningDataModule):
@@ -287,20 +283,26 @@ class TokenDataModule(LightningDataModule):
             "num_nodes": replica.nodes,
         }
 
-    def val_dataloader(self) -> list[StreamingDataLoader]:
+    def val_dataloader(self) -> list[EvenBatches]:
         """Next-token rows of each corpus' validation split, in order, the same in every phase: ``tokens`` (B, L + 1).
 
         LitData deals whole batches to ranks, so they are smaller where there are few rows.
         """
-        return [
+        assert self.trainer is not None
+        loaders = [
             StreamingDataLoader(
                 open_blocks(corpus, "val", self.seq_len + 1, self._replica(), self.cache, drop_last=False),
                 batch_size=min(self.val_batch_size, self._val_rows(corpus) // self._replica().world_size),
-                collate_fn=_next_token_batch,
+                collate_fn=next_token_batch,
             )
             for corpus in self.corpora
         ]
+        strategy = self.trainer.strategy
+        most = strategy.reduce(
+            torch.tensor([len(loader) for loader in loaders]).to(strategy.root_device), reduce_op="max"
+        )
+        return [EvenBatches(loader, batches) for loader, batches in zip(loaders, most.tolist(), strict=True)]
 
-    def test_dataloader(self) -> list[StreamingDataLoader]:
+    def test_dataloader(self) -> list[EvenBatches]:
         """The validation splits again: ``tst test`` scores a checkpoint under the ``test/`` tags."""
         return self.val_dataloader()

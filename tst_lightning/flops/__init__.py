@@ -4,8 +4,8 @@ One convention for every arm of every comparison: matrix products of forward and
 backward twice a forward), no optimizer. Attention's two products are counted over all pairs of positions (``full``, the
 custom of published figures) or over those that a causal mask leaves (``causal``): one switch, ``FlopsMeter.attention``.
 
-Model FLOPs are of the model's own work; comparisons and MFU use them. Hardware FLOPs add the second forward of layers
-whose activations are checkpointed. What a fused kernel recomputes within itself is in neither.
+Model FLOPs are of the model's own work; comparisons and MFU use them. Hardware FLOPs add what layers whose activations are
+checkpointed compute again. What a fused kernel recomputes within itself is in neither.
 """
 
 from tst_lightning.flops.attention import AttentionConvention

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
+from tst_lightning.errors import ConfigError
 from tst_lightning.flops.attention import NAME, AttentionConvention, attention_formulas
 from tst_lightning.modeling import (
     ActivationCheckpointing,
@@ -63,15 +64,16 @@ def count_row(
         phase: whose row is counted.
         seq_len: L, positions a row.
         attention: pairs of positions that attention is counted over: all L^2, or each with itself and earlier ones.
-        activation_checkpointing: ``full`` counts the layers' second forward too: hardware FLOPs, not the model's.
+        activation_checkpointing: counts what layers compute again too: hardware FLOPs, not the model's. ``full`` adds
+            their second forward, ``selective`` nothing that costs FLOPs.
 
     Raises:
-        ConfigError: the model can't be built, or its activations not checkpointed.
+        ConfigError: the model can't be built, or its activations not checkpointed, as here is found out first.
     """
     model = build_on_meta(config, attention=NAME)  # windows are counted as attention to all earlier positions
+    model.routers = None  # the balance of experts has no matrix product, and not always a kernel on this device
     tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64, device="meta")
-    if activation_checkpointing == "full":
-        checkpoint_activations(model.lm)
+    checkpoint_activations(model.lm, activation_checkpointing)
     layers = decoder_layers(model.lm)
     if layers is None or len(layers) <= 2 or not all_alike(layers):
         return _count(model, phase, tokens, attention)
@@ -86,7 +88,15 @@ def count_row(
 def _count(model: CausalLM, phase: PhaseStrategy, tokens: Tensor, attention: AttentionConvention) -> RowFlops:
     formulas = attention_formulas(attention)
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        model(tokens, phase).total.backward()
+        try:
+            model(tokens, phase).total.backward()
+        except RuntimeError as error:
+            if "cached during selective activation checkpoint has been mutated" not in str(error):
+                raise
+            raise ConfigError(
+                f"model.activation_checkpointing is selective, but {type(model.lm).__name__} changes in place what a matrix"
+                " product gave, which is to be kept; set it to full or none"
+            ) from error
     by_op = counter.get_flop_counts()["Global"]
     return RowFlops(sum(by_op.values()), sum(by_op.get(op, 0) for op in formulas))
 

@@ -4,9 +4,9 @@ from tst_lightning.modeling.causal_lm import (
     CausalLM,
     build_causal_lm,
     build_on_meta,
-    check_trainable,
     experts_a_position,
 )
+from tst_lightning.modeling.initialise import initialise
 from tst_lightning.modeling.layers import (
     ActivationCheckpointing,
     all_alike,
@@ -14,6 +14,7 @@ from tst_lightning.modeling.layers import (
     compile_layers,
     decoder_layers,
 )
+from tst_lightning.modeling.own_forward import check_trainable
 from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "count_parameters",
     "decoder_layers",
     "experts_a_position",
+    "initialise",
 ]

@@ -5,6 +5,8 @@ count, which is what keeps the export an ordinary model.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,15 +16,17 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tst_lightning.bags import mean_embedding
 from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum
-from tst_lightning.modeling.attention import NAME, attention_for
+from tst_lightning.modeling import experts as grouped
+from tst_lightning.modeling.attention import SHAPE_NAME, attention_for
+from tst_lightning.modeling.logits import LogitTransform
+from tst_lightning.modeling.routers import Routers
 
 if TYPE_CHECKING:
     from tst_lightning.phases import PhaseStrategy
 
-# Architectures with one of these set change their logits after the LM head; a loss taken from hidden states and head
-# weight would silently differ from the model's own.
-_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-
+# Architectures that scale embeddings only where they look them up themselves, and the factor's name; others scale in the
+# embedding layer, or whatever embeddings they are given.
+_SCALED_WITH_IDS = {"falcon_h1": "embedding_multiplier"}
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _MOST_LAYERS = 10_000  # more take minutes to build, before anything else can be found wrong
@@ -35,14 +39,24 @@ class CausalLM(nn.Module):
 
     Args:
         lm: the Hugging Face model; its parameters appear here under ``lm.``.
+
+    Attributes:
+        routers: of a mixture of experts; None of a dense model.
+        logit_transform: what the architecture does to its logits.
     """
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
+        self.routers = Routers.of(lm)
+        self.logit_transform = LogitTransform.of(lm.config)
 
     def forward(self, tokens: Tensor, phase: "PhaseStrategy") -> LossSum:
         """The phase's loss on a batch of its rows.
+
+        In training, a mixture of experts is also trained to use them evenly: as in the architecture's own forward, the mean
+        loss grows by its coefficient times its measure of balance. Of several micro-batches or ranks each has a measure of
+        its own, and they are averaged, as the rest of the loss is.
 
         Args:
             tokens: (B, phase.row_tokens(L)) int64 ids.
@@ -51,30 +65,46 @@ class CausalLM(nn.Module):
         Returns:
             A part in nats for each row, and the count of positions.
         """
-        hidden = phase.forward(self, tokens)
-        return phase.loss(self, hidden, tokens)
+        if self.routers is None or not self.training:
+            return phase.loss(self, phase.forward(self, tokens), tokens)
+        with self.routers.listening():
+            hidden = phase.forward(self, tokens)
+        return phase.loss(self, hidden, tokens).balanced(self.routers.balance(), balance_coefficient(self.lm.config))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(B, L) ids to (B, L, d), by the model's own embedding layer."""
         embedding = self.lm.get_input_embeddings()
         if type(embedding) is nn.Embedding and embedding.weight.dtype in (torch.bfloat16, torch.float16):
-            return mean_embedding(
-                tokens[..., None], embedding.weight
-            )  # gradients add up in float32, as those of bags do
-        return embedding(tokens)
+            # Gradients add up in float32, as those of bags do.
+            return self._scaled(mean_embedding(tokens[..., None], embedding.weight, embedding.padding_idx))
+        return self._scaled(embedding(tokens))
 
     def embed_bags(self, bags: Tensor) -> Tensor:
         """(B, L, s) ids to the mean embedding of each bag, (B, L, d), accumulated in float32."""
         embedding = self.lm.get_input_embeddings()
         if type(embedding) is nn.Embedding:
-            return mean_embedding(bags, embedding.weight)
+            return self._scaled(mean_embedding(bags, embedding.weight, embedding.padding_idx))
         # The layer does more than look up (Gemma scales): let it, and average what it gives.
         embedded = embedding(bags)
-        return embedded.mean(2, dtype=torch.float32).to(embedded.dtype)
+        return self._scaled(embedded.mean(2, dtype=torch.float32).to(embedded.dtype))
+
+    def _scaled(self, embedded: Tensor) -> Tensor:
+        name = _SCALED_WITH_IDS.get(self.lm.config.model_type)
+        return embedded if name is None else embedded * getattr(self.lm.config, name)
 
     def body(self, inputs_embeds: Tensor) -> Tensor:
-        """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm."""
-        return self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True).last_hidden_state
+        """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm.
+
+        Where the architecture scales its logits, the hidden states are scaled, to the same effect.
+        """
+        hidden = self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True).last_hidden_state
+        scale = self.logit_transform.scale
+        return hidden if scale == 1 else hidden * scale
+
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits, for the losses; None where there is none."""
+        return self.logit_transform.softcap
 
     @property
     def head(self) -> Tensor:
@@ -98,23 +128,9 @@ def check_sizes(config: PreTrainedConfig) -> None:
             raise ConfigError(f"model.config.init_args.{key} is {size}; it must be at least 1 and at most {most:,}")
 
 
-def check_trainable(config: PreTrainedConfig) -> None:
-    """Checks that the loss of this version is all that the model is to be trained by.
-
-    Apart from :func:`build_causal_lm`, so that a model that can't be trained yet can be sized, and its FLOPs counted.
-
-    Args:
-        config: of any model.
-
-    Raises:
-        ConfigError: it is to be trained by an auxiliary loss too.
-    """
-    if getattr(config, "router_aux_loss_coef", 0):
-        raise ConfigError(
-            f"{type(config).__name__} balances its experts by an auxiliary loss (router_aux_loss_coef="
-            f"{config.router_aux_loss_coef}), which this version does not add: training would silently go without."
-            " Choose a dense architecture, or set router_aux_loss_coef: 0 to train without balancing"
-        )
+def balance_coefficient(config: PreTrainedConfig) -> float:
+    """By how much a mixture's measure of balance counts in its loss, ``router_aux_loss_coef``; 0 of a dense model."""
+    return getattr(config, "router_aux_loss_coef", None) or 0.0
 
 
 def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, experts: str | None = None) -> CausalLM:
@@ -124,7 +140,8 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, expe
         config: any Hugging Face causal LM configuration whose body accepts ``inputs_embeds``; the model's own from then
             on, which notes the implementations in it.
         attention: implementation of attention by transformers' name; None chooses by :func:`attention_for`.
-        experts: implementation of a mixture's experts by transformers' name; None leaves the choice to it.
+        experts: implementation of a mixture's experts by transformers' name; None takes grouped products
+            (:mod:`tst_lightning.modeling.experts`) where the architecture has a choice.
 
     Returns:
         The model, in training mode.
@@ -133,22 +150,16 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, expe
         ConfigError: the config is of no causal LM, or of one whose loss can't be had from hidden states and head.
     """
     check_sizes(config)
-    for key, neutral in _LOGIT_TRANSFORMS.items():
-        value = getattr(config, key, neutral)
-        if value not in (neutral, None):
-            raise ConfigError(
-                f"{type(config).__name__} has {key}={value}: it changes the logits after the LM head, which the losses"
-                " of this version do not reproduce; choose another architecture"
-            )
     heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if heads and kv_heads and heads % kv_heads:
         raise ConfigError(
             f"{type(config).__name__} has num_key_value_heads={kv_heads}, which does not divide num_attention_heads="
             f"{heads}; choose a divisor"
         )
-    implementations = {"attn_implementation": attention or attention_for(config)}
-    if experts is not None:
-        implementations["experts_implementation"] = experts
+    implementations = {
+        "attn_implementation": attention or attention_for(config),
+        "experts_implementation": experts or grouped.NAME,
+    }
     try:
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **implementations)
     except Exception as error:
@@ -161,12 +172,28 @@ def build_causal_lm(config: PreTrainedConfig, attention: str | None = None, expe
     return CausalLM(lm.train())
 
 
+@contextmanager
+def running(config: PreTrainedConfig) -> Iterator[None]:
+    """For runs of a model that a user's values may not allow.
+
+    Raises:
+        ConfigError: in place of whatever transformers or torch raise.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"the model of {type(config).__name__} can't run with its values ({reason})") from error
+
+
 def experts_a_position(config: PreTrainedConfig) -> int | None:
     """How many experts of a layer a position is sent to; None where there are none."""
     return getattr(config, "num_experts_per_tok", None)
 
 
-def build_on_meta(config: PreTrainedConfig, attention: str = NAME) -> CausalLM:
+def build_on_meta(config: PreTrainedConfig, attention: str = SHAPE_NAME) -> CausalLM:
     """The model of a config on the meta device: shapes to look at or to run, and nothing allocated.
 
     Of experts it multiplies those that a position is sent to, as a trained model's do. The other implementations can't run
@@ -181,5 +208,4 @@ def build_on_meta(config: PreTrainedConfig, attention: str = NAME) -> CausalLM:
         ConfigError: as :func:`build_causal_lm`.
     """
     with torch.device("meta"):
-        experts = "batched_mm" if experts_a_position(config) else None
-        return build_causal_lm(copy.deepcopy(config), attention, experts)
+        return build_causal_lm(copy.deepcopy(config), attention, experts="batched_mm")

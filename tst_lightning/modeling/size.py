@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from tst_lightning.errors import ConfigError
-from tst_lightning.modeling.causal_lm import CausalLM, build_on_meta, check_sizes, experts_a_position
+from tst_lightning.modeling.causal_lm import CausalLM, build_on_meta, check_sizes, experts_a_position, running
 
 
 class Parameters(NamedTuple):
@@ -66,11 +65,8 @@ def active_numbers(layer: nn.Module, weight: Tensor, config: PreTrainedConfig) -
 
 def _tried(config: PreTrainedConfig) -> CausalLM:
     model = build_on_meta(config)
-    try:
+    with running(config):
         model.body(model.embed(torch.zeros(1, 2, dtype=torch.int64, device="meta")))
-    except Exception as error:  # all of it is transformers' and torch's code, on the user's values
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"the model of {type(config).__name__} can't run with its values ({reason})") from error
     return model
 
 

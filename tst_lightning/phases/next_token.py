@@ -36,5 +36,5 @@ class NextTokenPhase(PhaseStrategy):
 
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
         """Cross-entropy of (B, L, d) hidden states against tokens 1 to L of (B, L + 1)."""
-        loss = next_token_cross_entropy(hidden.flatten(0, 1), model.head, tokens[:, 1:].flatten())
+        loss = next_token_cross_entropy(hidden.flatten(0, 1), model.head, tokens[:, 1:].flatten(), model.softcap)
         return loss.by_row(len(tokens))

@@ -78,9 +78,10 @@ class SuperpositionPhase(PhaseStrategy):
         _, targets = inputs_and_targets(tokens, self._bag_size)
         hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
         if self.objective == "bag_mass":
-            loss = bag_mass_cross_entropy(hidden, model.head, targets)
+            loss = bag_mass_cross_entropy(hidden, model.head, targets, model.softcap)
         else:
-            loss = multi_hot_cross_entropy(hidden, model.head, targets, self._weights_on(hidden.device))
+            weights = self._weights_on(hidden.device)
+            loss = multi_hot_cross_entropy(hidden, model.head, targets, weights, model.softcap)
         return loss.by_row(len(tokens))
 
     def _weights_on(self, device: torch.device) -> Tensor:

@@ -72,7 +72,7 @@ class Planner:
 
         Args:
             phase: that the step belongs to.
-            checkpointing: full counts what is computed again (hardware FLOPs).
+            checkpointing: counts what layers compute again too (hardware FLOPs).
         """
         setting, key = self.setting, (type(phase), phase.bag_size, checkpointing)
         if key not in self._counted:

@@ -179,10 +179,6 @@ def _notes(document: dict[str, Any], arms: list[Arm], setting: Setting) -> list[
         )
     else:
         notes.append("Time is that of training steps; validation, checkpoints and start-up come on top.")
-    if document["parameters"]["active"] < document["parameters"]["total"] and setting.precision.endswith("mixed"):
-        notes.append(
-            "Memory: transformers' grouped products leave autocast aside; experts' activations may take twice."
-        )
     notes.append(
         "Memory: states, activations and logits are what tensors take; an allocator's slack, kernels' workspaces and"
         " libraries come on top."

@@ -15,6 +15,7 @@ _MEMORY_LINES = {
     "communication": "communication",
     "activations": "activations of a micro-batch",
     "logits": "logits of a chunk (fused loss)",
+    "recomputed": "or computed again, of one layer",
     "peak": "sum",
 }
 
@@ -90,12 +91,13 @@ def _hours(hours: float) -> str:
 def _memory(plan: dict[str, Any]) -> list[str]:
     memory = plan["memory"]
     of = memory["bytes"]
-    extra = ", activations checkpointed" if memory["activation_checkpointing"] == "full" else ""
+    checkpointing = memory["activation_checkpointing"]
+    extra = "" if checkpointing == "none" else f", {checkpointing} activation checkpointing"
     lines = [f"memory of a device ({memory['layout']}, {memory['precision']}{extra})"]
     width = max(map(len, _MEMORY_LINES.values()))
     for key, words in _MEMORY_LINES.items():
         whole = f"  (whole logits would take {bytes_text(of['whole_logits'])})" if key == "logits" else ""
-        if of[key] or key != "communication":
+        if of[key] or key not in ("communication", "recomputed"):
             lines.append(f"  {words:<{width}}  {bytes_text(of[key]):>9}{whole}")
     return [*lines, f"  {'checkpoint on disk':<{width}}  {bytes_text(of['checkpoint']):>9}"]
 

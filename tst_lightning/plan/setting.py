@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedConfig
 
-from tst_lightning.data.corpora import Corpus
 from tst_lightning.flops import AttentionConvention
 from tst_lightning.modeling import ActivationCheckpointing
 from tst_lightning.phases import PhaseStrategy
+
+if TYPE_CHECKING:
+    from tst_lightning.data.corpora import Corpus
 
 Layout = Literal["single", "ddp", "fsdp"]
 
@@ -33,7 +35,7 @@ class Setting:
         layout: how parameters lie on the devices.
         optimizer: from parameters to the optimizer.
         attention: as FLOPs count it, full or causal.
-        checkpointing: of activations, none or full.
+        checkpointing: of activations, none, selective or full.
         block_rows: the largest bag size that the data is laid out for; None where nothing says so.
         pool_blocks: blocks whose rows are permuted together.
         corpora: to train on; empty where there are none yet.
@@ -56,7 +58,7 @@ class Setting:
     checkpointing: ActivationCheckpointing = "none"
     block_rows: int | None = None
     pool_blocks: int = 64
-    corpora: tuple[Corpus, ...] = ()
+    corpora: "tuple[Corpus, ...]" = ()
     unique_tokens: int | None = None
 
     @property

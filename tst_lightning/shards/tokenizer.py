@@ -44,14 +44,7 @@ class ShardTokenizer:
             OSError: the same.
         """
         if self.pretrained is None:
-            config = {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "eos_token": END_OF_DOCUMENT,
-                "bos_token": END_OF_DOCUMENT,
-                "clean_up_tokenization_spaces": False,
-            }
-            (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            self.save_plain(folder)
             return
         try:
             self.pretrained.save_pretrained(folder)
@@ -59,6 +52,25 @@ class ShardTokenizer:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception for what the file system refuses
             raise RunError(f"can't save the tokenizer to '{folder}': {error}") from error
+
+    def save_plain(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, by the class that every version of transformers knows.
+
+        It gives a text the ids that it has in the shards: puts nothing around it and cuts nothing off. The end-of-document
+        token ends a text, pads, and is what a text begins after.
+
+        Raises:
+            OSError: the files can't be written.
+        """
+        content = json.loads(self.backend.to_str()) | dict.fromkeys(_AROUND_THE_TEXT)
+        end = self.backend.id_to_token(self.end_of_document_id)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **dict.fromkeys(["eos_token", "bos_token", "pad_token"], end),
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, part in {"tokenizer.json": content, "tokenizer_config.json": config}.items():
+            (folder / name).write_text(json.dumps(part, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def encoder(self) -> Tokenizer:
         """A copy that encodes text and nothing else.

@@ -25,7 +25,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
     if partial.is_symlink():
         partial.unlink()
     partial.mkdir(parents=True, exist_ok=True)
-    busy = f"another `tst prepare` is writing '{target}' at this moment: wait for it, or choose another --out"
+    busy = f"another process is writing '{target}' at this moment: wait for it, or choose another --out"
     try:
         # The lock is the folder's own, so that a killed process leaves none, but for what it had written.
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,0 +1,160 @@
+"""Two processes with everything cut in half (FSDP2 over gloo): what one process would train, killed and resumed, read by
+one process, and begun from the same weights as any other layout.
+"""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tests.callbacks.recorder import RECORD, recorded
+from tests.test_distributed import few, fit_two  # noqa: F401 - a fixture
+from tests.test_resume import assert_same_run, killed_at, last
+from tst_lightning.__main__ import main
+from tst_lightning.errors import RunError
+from tst_lightning.modeling import build_causal_lm, initialise
+from tst_lightning.optim import decay_groups
+from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
+from tst_lightning.sharded_checkpoint import check_bytes, read_sharded_step, read_weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+ACCUMULATE, STEPS, SWITCH = 2, 20, 10
+SHARDED = "tst_lightning.fully_sharded.FullyShardedStrategy"
+CHANGES: dict[str, Any] = {
+    "model__config__init_args__vocab_size": 300,
+    "data__batch_size": 2,
+    "data__pool_blocks": 4,
+    "trainer__accelerator": "cpu",
+    "trainer__devices": 2,
+    "trainer__strategy": {"class_path": SHARDED},
+    "trainer__accumulate_grad_batches": ACCUMULATE,
+    "trainer__val_check_interval": 4 * ACCUMULATE,
+    "trainer__limit_val_batches": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:  # noqa: F811
+    """A finished run that was never stopped."""
+    folder = tmp_path_factory.mktemp("sharded") / "whole"
+    fit_two(folder, few, *RECORD, changes=CHANGES)
+    return folder
+
+
+def logged_losses(folder: Path) -> list[float]:
+    with open(folder / "csv" / "version_0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    tags = [f"train/{phase}/loss" for phase in ("superposition", "recovery")]
+    return [float(row[tag]) for tag in tags for row in rows if row[tag]]
+
+
+def test_trains_what_one_process_trains(whole: Path) -> None:
+    """A plain loop over the rows that both processes read, from weights drawn for one, logs the same losses."""
+    settings = yaml.safe_load(whole.with_suffix(".yaml").read_text())["model"]
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        model = build_causal_lm(LlamaConfig(**settings["config"]["init_args"]))
+    initialise(model.lm, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(decay_groups(model.named_parameters()), **settings["optimizer"]["init_args"])
+    batches = [recorded(whole, rank)["batches"] for rank in (0, 1)]
+    losses = []
+    for step in range(STEPS):
+        phase = SuperpositionPhase(4) if step < SWITCH else NextTokenPhase()
+        total = 0.0
+        for index in range(ACCUMULATE * step, ACCUMULATE * (step + 1)):
+            rows = torch.tensor([*batches[0][index], *batches[1][index]])
+            loss = model(rows, phase).mean / ACCUMULATE
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rise, fall = min(1, (step + 1) / 3), min(1, (STEPS - step) / 5)  # warmup 2, decay over 4 of 20 steps
+        for group in optimizer.param_groups:
+            group["lr"] = settings["optimizer"]["init_args"]["lr"] * rise * fall
+        optimizer.step()
+        optimizer.zero_grad()
+    assert logged_losses(whole) == pytest.approx(losses, rel=2e-5)
+
+
+def test_the_same_rows_and_first_weights_as_under_ddp(whole: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+    fit_two(tmp_path / "ddp", few, *RECORD, changes=CHANGES | {"trainer__strategy": "ddp"})
+    for rank in (0, 1):
+        assert recorded(tmp_path / "ddp", rank) == recorded(whole, rank)
+    assert logged_losses(tmp_path / "ddp") == pytest.approx(logged_losses(whole), rel=2e-5)
+
+
+def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Killed while a checkpoint was about to take its place, and after one that was written beside training."""
+    folder = tmp_path / "killed"
+    behind = CHANGES | {"trainer__strategy": {"class_path": SHARDED, "init_args": {"asynchronous": True}}}
+    killed_at(folder, few, 8, "last.ckpt", ranks=2, **CHANGES)
+    (old, new) = (folder / "checkpoints" / f"last.ckpt.{name}" for name in ("replaced", "partial"))
+    assert (read_sharded_step(old), read_sharded_step(new)) == (4, 8)
+    assert killed_at(folder, few, 13, "training", ranks=2, **behind)["global_step"] in (8, 12)
+    fit_two(folder, few, changes=behind)
+    assert_same_run(whole, folder)
+
+
+def test_one_process_scores_it(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with open(whole / "csv" / "version_0" / "metrics.csv") as file:
+        logged = [row["val/loss"] for row in csv.DictReader(file) if row.get("val/loss")][-1]
+    one = whole.with_suffix(".one.yaml")
+    one.write_text("trainer: {devices: 1, strategy: auto}\n")
+    capfd.readouterr()
+    assert main(["validate", "--config", str(whole.with_suffix(".yaml")), "--config", str(one)]) == 0
+    scored = dict(re.findall(r"(val/\w+)\W+([\d.]+)", capfd.readouterr().out))
+    assert float(scored["val/loss"]) == pytest.approx(float(logged), rel=1e-6)
+    fit = ["fit", "--config", str(whole.with_suffix(".yaml")), "--config", str(one)]
+    checkpoint = str(whole / "checkpoints" / "switch-recovery-step=10.ckpt")
+    assert main([*fit, "--run_dir", str(whole.with_name("one")), "--ckpt_path", checkpoint]) == 2
+    assert "is sharded, which this trainer.strategy does not go on from" in capfd.readouterr().err
+
+
+def test_one_process_exports_it(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(whole / "checkpoints" / "last.ckpt"), "--out", str(out)]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    for name, value in last(whole)["state_dict"].items():
+        assert torch.equal(loaded[name.removeprefix("model.lm.")], value), name
+    card = (out / "README.md").read_text()
+    assert "# whole, step 20\n" in card and "| 10 | 4 | 5,120 | 1,280 |" in card and "device: 2 x cpu" in card
+    shutil.copytree(whole / "checkpoints" / "last.ckpt", tmp_path / "cut.ckpt")
+    (tmp_path / "cut.ckpt" / "__1_0.distcp").unlink()
+    assert main(["export", str(tmp_path / "cut.ckpt"), "--out", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "last.ckpt"
+
+    def damaged(name: str, content: bytes | None) -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole / "checkpoints" / "last.ckpt", folder)
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        return folder
+
+    part = (whole / "checkpoints" / "last.ckpt" / "__1_0.distcp").read_bytes()
+    weights = read_weights(whole / "checkpoints" / "last.ckpt")
+    assert weights.keys() == last(whole)["state_dict"].keys()
+    for content, name, reason in [
+        (None, "__1_0.distcp", "'__1_0.distcp' should have .* bytes, none are there"),
+        (part[:-1], "__1_0.distcp", "is not whole"),
+        (None, ".metadata", "no .metadata in it"),
+        (None, "meta.pt", "no meta.pt in it"),
+        (b"cos\nsystem\n(S'exit'\ntR.", ".metadata", "it names os.system"),
+    ]:
+        with pytest.raises(RunError, match=reason):
+            read_sharded_step(damaged(name, content))
+    flipped = bytearray(part)
+    flipped[part.index(weights["model.lm.lm_head.weight"][150:].numpy().tobytes()) + 5] ^= 4
+    assert read_sharded_step(damaged("__1_0.distcp", bytes(flipped))) == STEPS
+    with pytest.raises(RunError, match="was altered since it was written .*lm_head.weight.* in __1_0.distcp"):
+        check_bytes(folder, 1, 2)
+    check_bytes(folder, 0, 2)
