@@ -108,9 +108,10 @@ def test_a_plan_is_made_of_another_machines_configuration(
 ) -> None:
     """64 devices, shards that are not there, a mixture of corpora and of experts."""
     monkeypatch.chdir(tmp_path)
-    words = ["--config", str(PAPER / "10b_a1b" / "tst.yaml"), "--layout", "fsdp", "--device", "H100"]
-    assert main(["plan", *words]) == 0
+    # The layout first, so that the model's numbers of devices hold.
+    paths = [ROOT / "configs" / "trainer" / "fsdp2.yaml", PAPER / "10b_a1b" / "tst.yaml"]
+    assert main(["plan", *(word for path in paths for word in ("--config", str(path))), "--device", "H100"]) == 0
     said = capsys.readouterr().out
-    assert "64 x 32 rows of 2,048, accumulated 2 times" in said
+    assert "64 x 32 rows of 2,048, accumulated 2 times" in said and "memory of a device (fsdp, bf16-mixed" in said
     # Not laid out a second time for the difference between 0.24975 and 0.25.
     assert "superposition   16  12,483   1.68T" in said and "recommended  " not in said

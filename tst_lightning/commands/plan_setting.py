@@ -15,7 +15,12 @@ from tst_lightning.module import SuperpositionModule, check_fits
 from tst_lightning.phases import PhaseSchedule
 from tst_lightning.plan.setting import Layout, Setting
 
-_LAYOUTS: dict[str, Layout] = {"ddp": "ddp", "fsdp": "fsdp", "modelparallelstrategy": "fsdp"}
+_LAYOUTS: dict[str, Layout] = {
+    "ddp": "ddp",
+    "fsdp": "fsdp",
+    "modelparallelstrategy": "fsdp",
+    "fullyshardedstrategy": "fsdp",
+}
 
 
 class _NoTrainer(TSTCommandLine):
