@@ -33,8 +33,8 @@ LLAMA3, B200_CLUSTER = (419, 54, 16_384), (10, 55, 504)
 NETWORK, NVLINK = 50e9, 450e9
 CORPORA = {"DCLM-baseline": 4e12, "FineWeb-Edu": 1.3e12}
 # Assumed, for want of a cluster: storage for one writer and for all together, bytes a second; seconds from a failure to the
-# first new step; cores of a machine that prepares.
-ONE_WRITER, ALL_WRITERS, RESTART_SECONDS, CORES = 2e9, 20e9, 600, 96
+# first new step; cores of a machine that prepares, and processes on it.
+ONE_WRITER, ALL_WRITERS, RESTART_SECONDS, CORES, PARTS = 2e9, 20e9, 600, 96, 16
 SAVE_EVERY = 500  # steps, as in configs/paper
 
 
@@ -86,7 +86,8 @@ def data(plan: dict[str, Any], step_seconds: float, measured: dict[str, Any]) ->
     tokens = middle(prepare, "tokens")
     shared = middle(prepare, "tokenizer_seconds") / tokens
     alone = middle(prepare, "seconds") / tokens - shared
-    one_core, machine = 1 / (alone + shared), 1 / (alone + shared / CORES)
+    one_core, whole, part = (1 / (alone + shared / cores) for cores in (1, CORES, CORES // PARTS))
+    needed = tst["unique_tokens_needed"]
     rounds = measured["stream"]["10000"]
     # The first round finds none of the files' pages in memory, as a run does.
     from_memory, hash_seconds = (
@@ -109,7 +110,7 @@ def data(plan: dict[str, Any], step_seconds: float, measured: dict[str, Any]) ->
                 f"{tst['unique_tokens_needed'] / 2 / there:.2f}",
                 "estimated",
                 f"half of the tokens / {there / 1e12:g}T published",
-                tst["unique_tokens_needed"] / 2 / there,
+                needed / 2 / there,
             )
             for name, there in CORPORA.items()
         ],
@@ -139,25 +140,18 @@ def data(plan: dict[str, Any], step_seconds: float, measured: dict[str, Any]) ->
             alone / (alone + shared),
         ),
         Figure(
-            f"`tst prepare`, one process on {CORES} cores",
-            f"{tokens_text(machine)} tokens/s",
+            f"2T tokens, one process on {CORES} cores",
+            hours(needed / whole),
             "estimated",
-            "the tokenizer's share divided by the cores",
-            machine,
+            f"the tokenizer's share divided by the cores: {tokens_text(whole)} tokens/s",
+            needed / whole,
         ),
         Figure(
-            "2T tokens in one process",
-            hours(tst["unique_tokens_needed"] / machine),
+            f"2T tokens, {PARTS} processes on {CORES} cores",
+            hours(needed / part / PARTS),
             "estimated",
-            "so: in parts",
-            tst["unique_tokens_needed"] / machine,
-        ),
-        Figure(
-            "2T tokens in 16 processes",
-            hours(tst["unique_tokens_needed"] / machine / 16),
-            "estimated",
-            "16 folders, named as corpora of equal weight",
-            tst["unique_tokens_needed"] / machine / 16,
+            f"{CORES // PARTS} cores each: {tokens_text(part)} tokens/s each",
+            needed / part / PARTS,
         ),
         Figure("a chunk lasts a rank", hours(chunk_seconds), "estimated", "in superposition", chunk_seconds),
         Figure(
