@@ -3,6 +3,7 @@ one process, and begun from the same weights as any other layout.
 """
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.callbacks.recorder import RECORD, recorded
 from tests.test_distributed import few, fit_two  # noqa: F401 - a fixture
 from tests.test_resume import assert_same_run, killed_at, last
 from tst_lightning.__main__ import main
+from tst_lightning.commands.run_folder import find_checkpoint
 from tst_lightning.errors import RunError
 from tst_lightning.modeling import build_causal_lm, initialise
 from tst_lightning.optim import decay_groups
@@ -100,6 +102,24 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
     assert killed_at(folder, few, 13, "training", ranks=2, **behind)["global_step"] in (8, 12)
     fit_two(folder, few, changes=behind)
     assert_same_run(whole, folder)
+
+
+def test_killed_before_its_last_checkpoint_is_in_place_it_is_not_finished(
+    whole: Path,
+    few: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """What was written beside training and not renamed yet is whole, and counts."""
+    folder = tmp_path / "killed"
+    behind = CHANGES | {"trainer__strategy": {"class_path": SHARDED, "init_args": {"asynchronous": True}}}
+    killed_at(folder, few, STEPS, "last.ckpt", ranks=2, **behind)
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    found = find_checkpoint(folder, "last")
+    assert found and (found.step, found.path.name) == (STEPS, "last.ckpt.partial")
+    weights = read_weights(found.path)
+    assert all(torch.equal(weights[name], value) for name, value in last(whole)["state_dict"].items())
+    fit_two(folder, few, changes=behind)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_one_process_scores_it(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:

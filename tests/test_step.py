@@ -113,8 +113,8 @@ def test_a_compiler_that_is_not_there_ends_in_one_line(
     torch._dynamo.reset()
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nonexistent/g++",))
-    code, said = fit("run", model__compile=True)
+    with torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/g++",)}):
+        code, said = fit("run", model__compile=True)
     assert code == 2, said
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: the model's layers can't be compiled (") and last.endswith("model.compile to false")
