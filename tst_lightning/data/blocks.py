@@ -73,13 +73,12 @@ class TokensLoader(litdata.TokensLoader):
         # The number of the chunk to be read after this one, if there is one; the dataset says.
         self.upcoming: list[int] = []
         self._ahead: dict[str, Future[None]] = {}
-        self._pool: ThreadPoolExecutor | None = None
         # LitData's own thread deletes chunks from the cache while the reader closes them.
         self._closing = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """For a reading process that is spawned."""
-        return super().__getstate__() | {"_closing": None, "_ahead": {}, "_pool": None}
+        return super().__getstate__() | {"_closing": None, "_ahead": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A lock is each process' own."""
@@ -116,9 +115,9 @@ class TokensLoader(litdata.TokensLoader):
         for chunk in self.upcoming:
             path = folder / self._chunks[chunk]["filename"]
             if str(path) not in self._checked:
-                # Made here, so that each reading process has a thread of its own.
-                self._pool = self._pool or ThreadPoolExecutor(1, "next chunk")
-                self._ahead[str(path)] = self._pool.submit(self._check, path)
+                thread = ThreadPoolExecutor(1, "next chunk")
+                self._ahead[str(path)] = thread.submit(self._check, path)
+                thread.shutdown(wait=False)  # ends once that is done: none waits idly while processes are forked
 
     def _wait_for(self, chunk_index: int, path: Path) -> None:
         try:
