@@ -1,6 +1,7 @@
 """Real text, a real tokenizer and real shards, made once per session; and the real command, run in this process."""
 
 import gc
+import json
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [str(path) for name in names if (path := stdlib / f"{name}.py").exists()]
     assert main(["prepare", *sources, "--out", str(folder), "--vocab_size", "320", "--val_share", "0.2"]) == 0
     return folder
+
+
+def prepare_licence(folder: Path, *options: str) -> Path:
+    """Shards of this repository's licence: few enough blocks that two processes read them several times."""
+    paragraphs = (ROOT / "LICENSE").read_text().split("\n\n")
+    (folder / "licence.jsonl").write_text("".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs))
+    words = ["--out", str(folder / "shards"), "--vocab_size", "300", "--val_share", "0.3", *options]
+    assert main(["prepare", str(folder / "licence.jsonl"), *words]) == 0
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with few blocks."""
+    return prepare_licence(tmp_path_factory.mktemp("few"))
 
 
 def tiny_config(run_dir: Path, shards: Path, **changes: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch.distributed.tensor import DTensor
 
 from tests.callbacks.recorder import RECORD, recorded
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import prepare_licence, tiny_config
 from tests.processes import run
 from tests.test_resume import assert_same_run, killed_at
 from tst_lightning.__main__ import main
@@ -47,20 +47,6 @@ class RankState(Callback):
 
 def rank_states(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-
-
-def prepare(folder: Path, *options: str) -> Path:
-    """Shards of this repository's licence: few enough blocks that two processes read them several times."""
-    paragraphs = (ROOT / "LICENSE").read_text().split("\n\n")
-    (folder / "licence.jsonl").write_text("".join(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs))
-    words = ["--out", str(folder / "shards"), "--vocab_size", "300", "--val_share", "0.3", *options]
-    assert main(["prepare", str(folder / "licence.jsonl"), *words]) == 0
-    return folder / "shards"
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("few"))
 
 
 def tokens(shards: Path, split: str) -> list[int]:
@@ -145,7 +131,7 @@ def test_another_layout_is_refused(
 ) -> None:
     """A checkpoint of two processes is not gone on from by one, nor under anything else that orders the data."""
     changes = CHANGES | {"trainer__devices": 1, "trainer__strategy": "auto"} | changes
-    shards = prepare(tmp_path, "--vocab_size", "290") if changes.pop("shards", None) else few
+    shards = prepare_licence(tmp_path, "--vocab_size", "290") if changes.pop("shards", None) else few
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(tiny_config(tmp_path / "one", shards, **changes), sort_keys=False))
     switch = whole / "checkpoints" / "switch-recovery-step=10.ckpt"

@@ -168,11 +168,17 @@ class RaiseOn(Callback):
             batch["bag_size"] = 3
 
 
+SHARDED = (
+    "--trainer.strategy={class_path: tst_lightning.fully_sharded.FullyShardedStrategy, init_args: {asynchronous: true}}"
+)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_an_error_of_one_process_ends_the_other_one(tmp_path: Path, shards: Path) -> None:
+@pytest.mark.parametrize("layout", [(), (SHARDED,)], ids=["ddp", "sharded, with a checkpoint on its way"])
+def test_an_error_of_one_process_ends_the_other_one(tmp_path: Path, shards: Path, layout: tuple[str, ...]) -> None:
     spec = json.dumps({"class_path": f"{__name__}.RaiseOn", "init_args": {"rank": 1}})
-    process = start_two(tmp_path, shards, f"--trainer.callbacks+={spec}")
+    process = start_two(tmp_path, shards, f"--trainer.callbacks+={spec}", *layout)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     said = errors(err)

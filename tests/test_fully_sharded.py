@@ -15,7 +15,8 @@ import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
-from tests.test_distributed import few, fit_two  # noqa: F401 - a fixture
+from tests.processes import run
+from tests.test_distributed import fit_two
 from tests.test_resume import assert_same_run, killed_at, last
 from tst_lightning.__main__ import main
 from tst_lightning.commands.run_folder import find_checkpoint
@@ -43,7 +44,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:  # noqa: F811
+def whole(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
     """A finished run that was never stopped."""
     folder = tmp_path_factory.mktemp("sharded") / "whole"
     fit_two(folder, few, *RECORD, changes=CHANGES)
@@ -85,14 +86,14 @@ def test_trains_what_one_process_trains(whole: Path) -> None:
     assert logged_losses(whole) == pytest.approx(losses, rel=2e-5)
 
 
-def test_the_same_rows_and_first_weights_as_under_ddp(whole: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_same_rows_and_first_weights_as_under_ddp(whole: Path, few: Path, tmp_path: Path) -> None:
     fit_two(tmp_path / "ddp", few, *RECORD, changes=CHANGES | {"trainer__strategy": "ddp"})
     for rank in (0, 1):
         assert recorded(tmp_path / "ddp", rank) == recorded(whole, rank)
     assert logged_losses(tmp_path / "ddp") == pytest.approx(logged_losses(whole), rel=2e-5)
 
 
-def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path) -> None:
     """Killed while a checkpoint was about to take its place, and after one that was written beside training."""
     folder = tmp_path / "killed"
     behind = CHANGES | {"trainer__strategy": {"class_path": SHARDED, "init_args": {"asynchronous": True}}}
@@ -106,7 +107,7 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
 
 def test_killed_before_its_last_checkpoint_is_in_place_it_is_not_finished(
     whole: Path,
-    few: Path,  # noqa: F811
+    few: Path,
     tmp_path: Path,
 ) -> None:
     """What was written beside training and not renamed yet is whole, and counts."""
@@ -152,16 +153,16 @@ def test_one_process_exports_it(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "last.ckpt"
+    folder, sound = tmp_path / "damaged.ckpt", whole / "checkpoints" / "switch-recovery-step=10.ckpt"
 
     def damaged(name: str, content: bytes | None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole / "checkpoints" / "last.ckpt", folder)
+        shutil.copytree(sound, folder)
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
         return folder
 
-    part = (whole / "checkpoints" / "last.ckpt" / "__1_0.distcp").read_bytes()
-    weights = read_weights(whole / "checkpoints" / "last.ckpt")
+    part = (sound / "__1_0.distcp").read_bytes()
+    weights = read_weights(sound)
     assert weights.keys() == last(whole)["state_dict"].keys()
     for content, name, reason in [
         (None, "__1_0.distcp", "'__1_0.distcp' should have .* bytes, none are there"),
@@ -174,7 +175,25 @@ def test_a_damaged_one_is_refused(whole: Path, tmp_path: Path) -> None:
             read_sharded_step(damaged(name, content))
     flipped = bytearray(part)
     flipped[part.index(weights["model.lm.lm_head.weight"][150:].numpy().tobytes()) + 5] ^= 4
-    assert read_sharded_step(damaged("__1_0.distcp", bytes(flipped))) == STEPS
+    assert read_sharded_step(damaged("__1_0.distcp", bytes(flipped))) == SWITCH
     with pytest.raises(RunError, match="was altered since it was written .*lm_head.weight.* in __1_0.distcp"):
         check_bytes(folder, 1, 2)
     check_bytes(folder, 0, 2)
+    # The run's second process finds it, in the files that it is to look at.
+    words = [
+        "--config",
+        str(whole.with_suffix(".yaml")),
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--ckpt_path",
+        str(folder),
+    ]
+    refused = run("fit", *words, ranks=2)
+    assert refused.returncode == 1 and "was altered since it was written" in refused.stderr, refused.stderr
+
+
+def test_what_writes_single_files_is_refused(whole: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plugin = '[{"class_path": "tst_lightning.checkpoint_io.WholeCheckpointIO", "init_args": {"on_error": "continue"}}]'
+    words = ["--config", str(whole.with_suffix(".yaml")), "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *words, "--trainer.plugins", plugin]) == 2
+    assert "names WholeCheckpointIO, which sharded checkpoints are not written by" in capfd.readouterr().err

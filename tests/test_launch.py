@@ -18,7 +18,6 @@ import torch
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import ROOT
 from tests.processes import Command, free_port
-from tests.test_distributed import few  # noqa: F401 - a fixture
 from tests.test_fully_sharded import logged_losses
 from tests.test_resume import last, signal_at
 
@@ -69,7 +68,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_machine(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:  # noqa: F811
+def one_machine(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
     """A run of two processes that Lightning starts on one machine."""
     folder = tmp_path_factory.mktemp("launch") / "one"
     [words] = shown("tst", "trainer/ddp.yaml", "--trainer.devices 2")
@@ -96,7 +95,7 @@ def on_two_machines(shards: Path, folder: Path, *second: str, code: int = 0) -> 
     return said
 
 
-def test_a_signal_to_one_machine_stops_all(one_machine: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_signal_to_one_machine_stops_all(one_machine: Path, few: Path, tmp_path: Path) -> None:
     """Gone on with, they end bit for bit where one machine does; but not where they don't see the same folder."""
     said = on_two_machines(few, tmp_path / "run", *signal_at(5), code=128 + signal.SIGTERM)
     assert said.count("stopped by SIGTERM after step 6 of 8") == 2, "each machine says it once"
@@ -107,7 +106,7 @@ def test_a_signal_to_one_machine_stops_all(one_machine: Path, few: Path, tmp_pat
     assert_same_weights(one_machine, tmp_path / "run")
 
 
-def test_torchrun_on_two_machines(one_machine: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_torchrun_on_two_machines(one_machine: Path, few: Path, tmp_path: Path) -> None:
     """Sharded: the same first weights and rows, and losses that differ in rounding alone."""
     port = free_port()
     machines = []
@@ -130,7 +129,7 @@ def test_torchrun_on_two_machines(one_machine: Path, few: Path, tmp_path: Path) 
     assert logged_losses(tmp_path / "run") == pytest.approx(logged_losses(one_machine), rel=2e-5)
 
 
-def test_slurm_script_queues_itself_again(one_machine: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_slurm_script_queues_itself_again(one_machine: Path, few: Path, tmp_path: Path) -> None:
     """Warned by SIGUSR1 before its time is up, it writes a checkpoint and asks for the same job again.
 
     Another launcher may go on with what it began.

@@ -52,9 +52,9 @@ def build(name: str, strategy: FullyShardedStrategy | None = None) -> CausalLM:
     return model
 
 
-def sharding(precision: Precision) -> FullyShardedStrategy:
+def sharding(precision: Precision, **settings: bool) -> FullyShardedStrategy:
     """The strategy as Lightning sets it up for two processes on CPU."""
-    strategy = FullyShardedStrategy()
+    strategy = FullyShardedStrategy(**settings)
     strategy.precision_plugin = precision
     strategy._device_mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     return strategy
@@ -94,8 +94,18 @@ def process(rank: int, port: int, out: Path) -> None:
             model = DistributedDataParallel(build(name))
         else:
             model = build(name, sharding(precision))
+        gathered: set[torch.dtype] = set()
+        if way != "ddp":
+            attention = model.lm.model.layers[0].self_attn
+            attention.register_forward_pre_hook(lambda of, _, seen=gathered: seen.add(of.q_proj.weight.dtype))
         with precision.forward_context():
             weights = train(model, slice(rank, None, 2))
+        if way != "ddp":
+            assert gathered == {torch.bfloat16 if way == HALF else torch.float32}
+            for keeps in (False, True):  # a layer's weights, whole, after its forward pass
+                model = build(name, sharding(precision, reshard_after_forward=not keeps))
+                model(rows(PHASES[0]), PHASES[0])
+                assert isinstance(model.lm.model.layers[0].self_attn.q_proj.weight, DTensor) != keeps
         if rank == 0:
             torch.save(weights, out / f"{way}-{name}.pt")
     dist.destroy_process_group()

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from tst_lightning.errors import RunError
-from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, TRAINER_STATE, read_weights
+from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, read_sharded
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -76,10 +76,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             RunError: a sharded one is not whole, or was altered.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            return super().load_checkpoint(path, *args, **kwargs)
-        return torch.load(folder / TRAINER_STATE, weights_only=True) | {"state_dict": read_weights(folder)}
+        return read_sharded(Path(path)) if Path(path).is_dir() else super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint that another one has replaced, unless that one could not be written."""

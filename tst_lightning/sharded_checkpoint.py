@@ -132,6 +132,16 @@ def check_bytes(folder: Path, process: int, processes: int) -> None:
             )
 
 
+def read_sharded(folder: Path) -> dict[str, Any]:
+    """All of a checkpoint but the optimizer's state, as a single file holds it: ``state_dict`` by :func:`read_weights`.
+
+    Raises:
+        RunError: as there.
+    """
+    weights = read_weights(folder)
+    return torch.load(folder / TRAINER_STATE, map_location="cpu", weights_only=True) | {_WEIGHTS: weights}
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The model's weights, put together from the parts of all processes, by their names in the LightningModule.
 

@@ -21,7 +21,7 @@ MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_stat
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "router_aux_loss_coef": 0.0}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SMALL, **ATTENTION),
-    "tied": LlamaConfig(**SMALL, **ATTENTION, tie_word_embeddings=True),
+    "tied": LlamaConfig(**SMALL, **ATTENTION, tie_word_embeddings=True, pad_token_id=3),
     # Scales the last projection of a block down from outside of it.
     "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=8, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1),
     "experts": Qwen3MoeConfig(**SMALL, **ATTENTION, **EXPERTS, head_dim=16),
@@ -53,6 +53,9 @@ def test_the_values_are_those_that_transformers_gives(name: str) -> None:
     for (key, buffer), other in zip(lm.named_buffers(), plain.buffers(), strict=True):
         assert torch.equal(buffer, other), key
     tied = config.tie_word_embeddings
+    if tied and config.pad_token_id is not None:
+        # The embedding's draw is the one that counts: a head's has no row of zeros for padding.
+        assert not lm.get_input_embeddings().weight[config.pad_token_id].any()
     assert (lm.get_input_embeddings().weight is lm.get_output_embeddings().weight) == tied
 
 

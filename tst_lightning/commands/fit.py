@@ -1,15 +1,10 @@
 """``tst fit``, ``tst validate`` and ``tst test``: Lightning's command line over the module and the data module."""
 
-import logging
-import re
 import signal
-import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import torch.distributed as dist
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -24,7 +19,9 @@ from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
 from tst_lightning.commands.launch import SameCheckpoint, check_launch
 from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
+from tst_lightning.commands.lost_process import is_lost_process, said_by_another
 from tst_lightning.commands.parser import one_line
+from tst_lightning.commands.quiet import quieten
 from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
 from tst_lightning.commands.run_folder import (
     check_same_data,
@@ -47,11 +44,6 @@ DESCRIPTIONS = {
     "validate": "Scores a checkpoint on the validation split.",
     "test": "Scores a checkpoint under the test/ tags.",
 }
-
-# What torch's backends (gloo, NCCL) say when the process at the other end is gone.
-_LOST_PROCESS = re.compile(
-    r"gloo/transport|Connection (closed|reset) by peer|remote process exit(ed|ing)|^DataLoader worker"
-)
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -264,11 +256,11 @@ class TSTCommandLine(LightningCLI):
         try:
             self._run(method, checkpoint, step)
         except UserError as error:
-            if trainer.world_size > 1 and _said_by_another(str(error), trainer):
+            if trainer.world_size > 1 and said_by_another(str(error), trainer):
                 raise SystemExit(error.exit_code) from error
             raise
         except Exception as error:
-            if not _is_lost_process(error):
+            if not is_lost_process(error):
                 raise
             if not trainer.is_global_zero and trainer.global_step <= step:
                 raise SystemExit(1) from error  # the first process began the others, and says why it ended
@@ -292,7 +284,7 @@ class TSTCommandLine(LightningCLI):
                 f"stopped by {number.name} outside of training, nothing was saved; give the same command again", number
             ) from error
         except Exception as error:
-            if isinstance(error, UserError | OSError) or _is_lost_process(error):
+            if isinstance(error, UserError | OSError) or is_lost_process(error):
                 raise
             if checkpoint and is_of_restoring(error):
                 raise RunError(
@@ -305,44 +297,6 @@ class TSTCommandLine(LightningCLI):
             raise
 
 
-def _is_lost_process(error: Exception) -> bool:
-    return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
-
-
-def _said_by_another(message: str, trainer: Trainer) -> bool:
-    """Whether another process of the run on this machine has ended with the same message before this one."""
-    if not dist.is_initialized():
-        return False
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        return store.add(f"tst_lightning: {trainer.node_rank}: {message}", 1) > 1
-    except RuntimeError:  # the process that kept it, the run's first one, is gone, and has said why on its machine
-        return trainer.node_rank == 0 or trainer.local_rank > 0
-
-
-def _quieten() -> None:
-    """Drops what Lightning says about itself, and its warnings that do not hold for this stream."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("litdata.streaming.dataset").setLevel(
-        logging.ERROR
-    )  # about uneven ranks, in validation as wanted
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # about generating text, which no command of these does
-    for message in (
-        ".*does not have many workers.*",
-        ".*LightningCLI's args parameter.*",
-        ".*Your `IterableDataset` has `__len__` defined.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The dirpath has changed.*",
-        ".*recommended to use .*sync_dist=True.*",  # torchmetrics has reduced what is logged
-        r"\s*Unable to serialize instance.*",  # a default that is no text, such as a device
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    threading.excepthook = _background_error
-
-
 def _read_whole_numbers_as_int() -> None:
     """Puts int before float in the trainer's types, as Lightning wrote them.
 
@@ -353,12 +307,6 @@ def _read_whole_numbers_as_int() -> None:
     for name, hint in hints.items():
         if set(get_args(hint)) == {int, float, type(None)}:
             hints[name] = int | float | None
-
-
-def _background_error(details: threading.ExceptHookArgs) -> None:
-    # TensorBoard's writer hands what went wrong on to the next call, which reports it.
-    if not type(details.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(details)
 
 
 def main(name: str, arguments: list[str]) -> None:
@@ -397,7 +345,7 @@ def read_command_line(
     """
     # So that ${run_dir} means the root of the YAML, and no s3:// of the data is fetched as if it were one.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, config_read_mode_fsspec_enabled=False)
-    _quieten()
+    quieten()
     _read_whole_numbers_as_int()
     try:
         return kind(

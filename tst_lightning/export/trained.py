@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tst_lightning.checkpoint_file import read_step
 from tst_lightning.errors import ConfigError, RunError
-from tst_lightning.sharded_checkpoint import TRAINER_STATE, read_weights
+from tst_lightning.sharded_checkpoint import read_sharded
 
 _PREFIX = "model.lm."  # of the Hugging Face model's own names, in the LightningModule
 
@@ -115,7 +115,6 @@ def read_trained(path: Path) -> TrainedModel:
 
 def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        weights = read_weights(path)
-        return torch.load(path / TRAINER_STATE, map_location="cpu", weights_only=True) | {"state_dict": weights}
+        return read_sharded(path)
     read_step(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
