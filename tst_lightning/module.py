@@ -155,6 +155,8 @@ class SuperpositionModule(LightningModule):
             raise ConfigError(
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
+        for phase in self.phases.values():
+            phase.setup(data.tokenizer.end_of_document_id)
         self.val_metrics = nn.ModuleDict(
             {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
         )
@@ -214,12 +216,13 @@ class SuperpositionModule(LightningModule):
         Raises:
             RunError: stream and run disagree about the phase.
         """
-        name, phase, _, _ = self.current
+        name, phase, first_step, steps = self.current
         if (batch["phase"], batch["bag_size"]) != (name, phase.bag_size):
             raise RunError(
                 f"step {self.trainer.global_step} belongs to phase '{name}' (bag size {phase.bag_size}), but its batch was"
                 f" cut for '{batch['phase']}' (bag size {batch['bag_size']}): data stream and run are out of step"
             )
+        phase.begin_step((self.trainer.global_step - first_step) / steps)
         loss = self.model(batch["tokens"], phase)
         results = {"loss": loss.mean, "row_losses": loss.parts.detach() * len(loss.parts) / loss.divisor}
         if loss.balance is not None:

@@ -12,9 +12,9 @@ from tst_lightning.data.rows import RowPlan, cut_rows, merged, permutation, pool
 
 def test_cut_rows_spelled_out() -> None:
     blocks = torch.arange(12).view(2, 6)
-    assert cut_rows(blocks, 6).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert cut_rows(blocks, 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-    assert cut_rows(blocks, 4).tolist() == [[0, 1, 2, 3], [6, 7, 8, 9]]  # what is beyond whole rows is left out
+    assert cut_rows(blocks, 6, 6).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert cut_rows(blocks, 3, 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert cut_rows(blocks, 4, 4).tolist() == [[0, 1, 2, 3], [6, 7, 8, 9]]  # what is beyond whole rows is left out
 
 
 def test_permutation_is_seeded_and_differs_by_pool() -> None:

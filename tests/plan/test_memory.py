@@ -34,7 +34,7 @@ def setting(config: PreTrainedConfig = LLAMA, **changes) -> Setting:
 def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, precision: str) -> None:
     model = build_causal_lm(copy.deepcopy(LLAMA))
     tokens = torch.randint(512, (8, phase.row_tokens(32)))
-    real = kept_bytes(model, phase, tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
+    real = kept_bytes(model, phase, tokens, 8 * 32, torch.bfloat16 if precision == "bf16-mixed" else None)
     # The CPU's embedding_bag keeps 8 bytes that say nothing.
     assert measure(setting(precision=precision), [phase]).activations == pytest.approx(real, abs=8)
 
@@ -50,7 +50,9 @@ def test_of_experts_the_grouped_products_activations_count(
     model = build_causal_lm(copy.deepcopy(MOE))
     checkpoint_activations(model.lm, checkpointing)
     tokens = torch.randint(512, (8, seq_len + 1))
-    real = kept_bytes(model, NextTokenPhase(), tokens, torch.bfloat16 if precision == "bf16-mixed" else None)
+    real = kept_bytes(
+        model, NextTokenPhase(), tokens, 8 * seq_len, torch.bfloat16 if precision == "bf16-mixed" else None
+    )
     # Both keep the chosen experts' inputs and outputs; the orders of sorting differ a little.
     sizes = setting(MOE, seq_len=seq_len, checkpointing=checkpointing, precision=precision)
     assert measure(sizes, [NextTokenPhase()]).activations == pytest.approx(real, rel=0.02)
@@ -102,9 +104,9 @@ def test_checkpointed_layers_keep_what_real_ones_do_and_one_of_them_computes_the
     model, phase = build_causal_lm(copy.deepcopy(LLAMA)), SuperpositionPhase(4)
     tokens = torch.randint(512, (8, phase.row_tokens(32)))
     autocast = torch.bfloat16 if precision == "bf16-mixed" else None
-    whole = kept_bytes(model, phase, tokens, autocast)
+    whole = kept_bytes(model, phase, tokens, 8 * 32, autocast)
     checkpoint_activations(model.lm, checkpointing)
-    kept = kept_bytes(model, phase, tokens, autocast)
+    kept = kept_bytes(model, phase, tokens, 8 * 32, autocast)
     memory = measure(setting(precision=precision, checkpointing=checkpointing), [phase])
     assert memory.activations == pytest.approx(kept, abs=8)
     whole += 32 * 8  # the positions' ids, which checkpoints hold for all layers

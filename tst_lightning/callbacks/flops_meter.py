@@ -89,8 +89,8 @@ class FlopsMeter(Callback):
             return
         add_axes(trainer, lambda: self.total)
         config, seq_len = pl_module.config, trainer.datamodule.seq_len  # type: ignore[attr-defined]
-        expected = closed_form_flops_per_row(config, seq_len, self.attention)
         for name, phase, _, _ in pl_module.schedule:
+            expected = closed_form_flops_per_row(config, phase.row_positions(seq_len), self.attention)
             flops = hardware_flops = count_flops_per_row(config, phase, seq_len, self.attention)
             if pl_module.activation_checkpointing != "none":
                 hardware_flops = count_flops_per_row(
@@ -132,15 +132,15 @@ class FlopsMeter(Callback):
         """Adds one micro-batch of every rank; logs every ``log_every_n_steps`` steps."""
         name = batch["phase"]
         rows = len(batch["tokens"]) * trainer.world_size
-        seq_len = trainer.datamodule.seq_len  # type: ignore[attr-defined]
+        positions = pl_module.phases[name].row_positions(trainer.datamodule.seq_len)  # type: ignore[attr-defined]
         self.per_phase[name] = self.per_phase.get(name, Totals()) + Totals(
             flops=rows * self.flops_per_row[name],
-            tokens=rows * seq_len * batch["bag_size"],
-            positions=rows * seq_len,
+            tokens=rows * positions * batch["bag_size"],
+            positions=rows * positions,
             hardware_flops=rows * self.hardware_flops_per_row[name],
         )
         for corpus, mine in zip(trainer.datamodule.corpora, batch["corpus_rows"], strict=True):  # type: ignore[attr-defined]
-            tokens = mine * trainer.world_size * seq_len * batch["bag_size"]
+            tokens = mine * trainer.world_size * positions * batch["bag_size"]
             self.per_corpus[corpus.name] = self.per_corpus.get(corpus.name, 0) + tokens
         self._book_time(name)
         if (batch_idx + 1) % (trainer.accumulate_grad_batches * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]

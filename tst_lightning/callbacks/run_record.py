@@ -85,12 +85,12 @@ class RunRecord(Callback):
                 "class": f"{type(phase).__module__}.{type(phase).__qualname__}",
                 "bag_size": phase.bag_size,
                 # What else it was built with (share, objective, weighting): runs that differ there are two experiments.
-                "settings": {key: value for key, value in vars(phase).items() if not key.startswith("_")},
+                "settings": _public(phase),
                 "first_step": first,
                 "steps": steps,
-                "tokens": steps * rows * data.seq_len * phase.bag_size,
-                "flops_per_step": rows * meter.flops_per_row[name],
-                "hardware_flops_per_step": rows * meter.hardware_flops_per_row[name],
+                "tokens": steps * rows * phase.row_multiple * phase.row_positions(data.seq_len) * phase.bag_size,
+                "flops_per_step": rows * phase.row_multiple * meter.flops_per_row[name],
+                "hardware_flops_per_step": rows * phase.row_multiple * meter.hardware_flops_per_row[name],
             }
             for name, phase, first, steps in pl_module.schedule
         ]
@@ -213,3 +213,12 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _public(configured: Any) -> dict[str, Any]:
+    """What an object was built with, as plain values: its public attributes, and theirs."""
+    public = {key: value for key, value in vars(configured).items() if not key.startswith("_")}
+    return {
+        key: {"class": type(value).__name__} | _public(value) if hasattr(value, "__dict__") else value
+        for key, value in public.items()
+    }

@@ -14,7 +14,7 @@ from tst_lightning.data.blocks import BlockReader, Cache, Replica, open_blocks
 from tst_lightning.data.corpora import Corpus, CorpusShare, open_corpora
 from tst_lightning.data.mixture import Mixture
 from tst_lightning.data.remote import is_remote
-from tst_lightning.data.rows import RowPlan, blocks_needed
+from tst_lightning.data.rows import RowPlan, blocks_needed, row_plans
 from tst_lightning.data.stream import RowStream
 from tst_lightning.data.validation import EvenBatches, next_token_batch
 from tst_lightning.errors import ConfigError
@@ -176,10 +176,15 @@ class TokenDataModule(LightningDataModule):
                     f"phase '{entry.name}' has bag_size {entry.phase.bag_size}, which does not divide data.block_rows"
                     f" {self.block_rows}; every bag size must divide the largest one, which block_rows names"
                 )
-        return [
-            RowPlan(entry.name, entry.phase.bag_size, entry.phase.row_tokens(self.seq_len), entry.steps * accumulate)
-            for entry in schedule
-        ]
+        plans = row_plans(schedule, self.seq_len, accumulate)
+        for plan in plans:
+            if plan.rows_per_block(self.block_tokens) * plan.stride < self.block_rows * self.seq_len:
+                raise ConfigError(
+                    f"phase '{plan.phase}' reads rows of {plan.row_tokens:,} tokens, of which a block of"
+                    f" {self.block_tokens:,} (data.block_rows {self.block_rows}) holds too few: part of the text would"
+                    " never be read; raise data.block_rows to the tokens that a position predicts"
+                )
+        return plans
 
     def budget(self, schedule: PhaseSchedule, accumulate: int, world_size: int) -> DataBudget:
         """Tokens that the run reads of each corpus, over all ranks, and those there are.
@@ -191,7 +196,7 @@ class TokenDataModule(LightningDataModule):
         """
         plans = self.row_plans(schedule, accumulate)
         needed = blocks_needed(plans, self.block_tokens, self.batch_size, self.pool_blocks) * world_size
-        used = sum(plan.batches * self.batch_size * plan.row_tokens for plan in plans) * world_size
+        used = sum(plan.used_tokens(self.block_tokens, self.batch_size) for plan in plans) * world_size
         corpora = {}
         for corpus in self.corpora:
             blocks = corpus.blocks(self.block_tokens)

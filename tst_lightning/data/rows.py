@@ -13,6 +13,8 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
+from tst_lightning.phases import PhaseSchedule
+
 
 @dataclass(frozen=True)
 class RowPlan:
@@ -23,12 +25,35 @@ class RowPlan:
         bag_size: tokens a position, carried with every batch.
         row_tokens: tokens a row.
         batches: micro-batches of one rank.
+        stride: tokens from the beginning of a row to that of the next one; 0 stands for ``row_tokens``.
+        row_multiple: rows of its micro-batches for each row of an ordinary one.
     """
 
     phase: str
     bag_size: int
     row_tokens: int
     batches: int
+    stride: int = 0
+    row_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.stride:
+            object.__setattr__(self, "stride", self.row_tokens)
+
+    def rows_per_block(self, block_tokens: int) -> int:
+        """Whole rows that a block is cut into."""
+        return max(0, (block_tokens - self.row_tokens) // self.stride + 1)
+
+    def used_tokens(self, block_tokens: int, batch_size: int) -> int:
+        """Tokens of blocks that stand in the rows of all batches, each once."""
+        per_block = self.rows_per_block(block_tokens)
+        return (
+            self.batches
+            * batch_size
+            * self.row_multiple
+            * (self.row_tokens + (per_block - 1) * self.stride)
+            // per_block
+        )
 
 
 @dataclass(frozen=True)
@@ -41,18 +66,39 @@ class Pool:
     batches: int
 
 
-def cut_rows(blocks: Tensor, row_tokens: int) -> Tensor:
+def row_plans(schedule: PhaseSchedule, seq_len: int, accumulate: int) -> list[RowPlan]:
+    """What each phase reads, in micro-batches.
+
+    Args:
+        schedule: the run's phases.
+        seq_len: L, positions of an ordinary row.
+        accumulate: micro-batches an optimizer step.
+    """
+    return [
+        RowPlan(
+            name,
+            phase.bag_size,
+            phase.row_tokens(seq_len),
+            steps * accumulate,
+            phase.row_stride(seq_len),
+            phase.row_multiple,
+        )
+        for name, phase, _, steps in schedule
+    ]
+
+
+def cut_rows(blocks: Tensor, row_tokens: int, stride: int) -> Tensor:
     """Cuts each block into as many rows as it holds.
 
     Args:
         blocks: (n, block_tokens) ids.
         row_tokens: tokens a row; what a block has beyond whole rows is left out.
+        stride: tokens from the beginning of a row to that of the next one.
 
     Returns:
-        (n * (block_tokens // row_tokens), row_tokens), rows of one block in order and together.
+        (n * rows a block, row_tokens), rows of one block in order and together.
     """
-    per_block = blocks.shape[1] // row_tokens
-    return blocks[:, : per_block * row_tokens].reshape(-1, row_tokens)
+    return blocks.unfold(1, row_tokens, stride).reshape(-1, row_tokens)
 
 
 def permutation(count: int, seed: int, pool: int) -> Tensor:
@@ -70,7 +116,7 @@ def pools(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks:
     Args:
         plans: stretches of batches, in order.
         block_tokens: tokens a block.
-        batch_size: rows a micro-batch.
+        batch_size: rows of an ordinary micro-batch.
         pool_blocks: blocks to permute together; rounded so that a pool is a whole number of batches.
 
     Yields:
@@ -78,30 +124,30 @@ def pools(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks:
     """
     index = 0
     for plan in plans:
-        per_block = block_tokens // plan.row_tokens
-        full_batches = _full_pool(per_block, batch_size, pool_blocks)
+        per_block, rows = plan.rows_per_block(block_tokens), batch_size * plan.row_multiple
+        full_batches = _full_pool(per_block, rows, pool_blocks)
         left = plan.batches
         while left:
             batches = min(left, full_batches)
-            yield Pool(plan, index, ceil(batches * batch_size / per_block), batches)
+            yield Pool(plan, index, ceil(batches * rows / per_block), batches)
             left -= batches
             index += 1
 
 
-def _full_pool(per_block: int, batch_size: int, pool_blocks: int) -> int:
+def _full_pool(per_block: int, rows: int, pool_blocks: int) -> int:
     """Batches that a pool serves, the last one of a plan aside."""
-    unit_blocks = batch_size // gcd(batch_size, per_block)
-    return unit_blocks * max(1, pool_blocks // unit_blocks) * per_block // batch_size
+    unit_blocks = rows // gcd(rows, per_block)
+    return unit_blocks * max(1, pool_blocks // unit_blocks) * per_block // rows
 
 
 def blocks_needed(plans: list[RowPlan], block_tokens: int, batch_size: int, pool_blocks: int) -> int:
     """Blocks that one rank reads over a run laid out by :func:`pools`, in a time that does not grow with the run."""
     total = 0
     for plan in plans:
-        per_block = block_tokens // plan.row_tokens
-        full_batches = _full_pool(per_block, batch_size, pool_blocks)
+        per_block, rows = plan.rows_per_block(block_tokens), batch_size * plan.row_multiple
+        full_batches = _full_pool(per_block, rows, pool_blocks)
         full_pools, rest = divmod(plan.batches, full_batches)
-        total += full_pools * -(-full_batches * batch_size // per_block) + -(-rest * batch_size // per_block)
+        total += full_pools * -(-full_batches * rows // per_block) + -(-rest * rows // per_block)
     return total
 
 

@@ -19,7 +19,7 @@ class RowStream:
         mixture: where blocks come from.
         plans: what the run's batches are, in order.
         block_tokens: tokens a block.
-        batch_size: rows a micro-batch.
+        batch_size: rows of an ordinary micro-batch.
         pool_blocks: blocks whose rows are permuted together.
         seed: of the permutation.
         layout: everything else that fixes the order of rows (shards, sizes, ranks, workers); a state of another layout
@@ -52,8 +52,8 @@ class RowStream:
         return sum(plan.batches for plan in self._plans)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields ``tokens`` (batch_size, row_tokens) int64, the number of each row's corpus, ``corpus`` (batch_size,)
-        int64, how many rows each corpus has, ``corpus_rows``, and the phase's name and bag size.
+        """Yields ``tokens`` (rows, row_tokens) int64, the number of each row's corpus, ``corpus`` (rows,) int64, how many
+        rows each corpus has, ``corpus_rows``, and the phase's name and bag size.
 
         Raises:
             RunError: the stream doesn't stand where the run does; or see :class:`~tst_lightning.data.blocks.BlockReader`.
@@ -68,15 +68,16 @@ class RowStream:
             if first + pool.batches > self.batches:
                 self._mixture_state = self._mixture.state_dict()
                 blocks, corpora = self._mixture.take(pool.blocks)
-                rows = cut_rows(blocks, pool.plan.row_tokens)
+                rows = cut_rows(blocks, pool.plan.row_tokens, pool.plan.stride)
                 order = permutation(len(rows), self._seed, pool.index)
                 rows = rows[order]
                 corpora = corpora.repeat_interleave(len(rows) // len(blocks))[order]
+                size = self._batch_size * pool.plan.row_multiple
                 for batch in range(self.batches - first, pool.batches):
                     self.batches += 1
                     if batch == pool.batches - 1:
                         self._mixture_state = self._mixture.state_dict()
-                    part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+                    part = slice(batch * size, (batch + 1) * size)
                     yield {
                         "tokens": rows[part],
                         "corpus": corpora[part],

@@ -1,6 +1,7 @@
 """The contract between a training objective and everything around it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -34,7 +35,40 @@ class PhaseStrategy(ABC):
 
     @abstractmethod
     def row_tokens(self, seq_len: int) -> int:
-        """Tokens in a row of ``seq_len`` positions, the lookahead of its last target included."""
+        """Tokens in a row, the lookahead of its last target included.
+
+        Args:
+            seq_len: L, positions of an ordinary row.
+        """
+
+    def row_stride(self, seq_len: int) -> int:
+        """Tokens from the beginning of a row to that of the next one in its block; fewer than a row's where the lookahead
+        is read once more.
+        """
+        return self.row_tokens(seq_len)
+
+    def row_positions(self, seq_len: int) -> int:
+        """Positions of a row: L, unless the phase has rows of another length."""
+        return seq_len
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a micro-batch for each row of an ordinary one."""
+        return 1
+
+    def work(self, seq_len: int) -> tuple[Hashable, ...]:
+        """What a micro-batch costs goes by: phases that agree in it cost the same.
+
+        Args:
+            seq_len: L, positions of an ordinary row.
+        """
+        return type(self), self.bag_size, self.row_tokens(seq_len), self.row_multiple
+
+    def setup(self, end_of_document_id: int) -> None:  # noqa: B027 - most need not know
+        """Tells the phase, before training, which id ends a document in the shards."""
+
+    def begin_step(self, progress: float) -> None:  # noqa: B027 - most are the same at every step
+        """Tells the phase, before each micro-batch, how much of its steps is done, from 0 up to but not including 1."""
 
     @abstractmethod
     def forward(self, model: "CausalLM", tokens: Tensor) -> Tensor:

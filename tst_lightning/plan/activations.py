@@ -48,7 +48,7 @@ def measure_activations(
     Raises:
         ConfigError: the architecture's activations can't be checkpointed.
     """
-    distinct = {(type(phase), phase.bag_size): phase for phase in phases}.values()
+    distinct = {phase.work(setting.seq_len): phase for phase in phases}.values()
     copies = _expert_copies(model, setting, autocast)
     whole = [_kept(model, phase, setting, autocast).with_copies(copies) for phase in distinct]
     if setting.checkpointing == "none":
@@ -87,10 +87,12 @@ def _expert_copies(model: CausalLM, setting: Setting, autocast: torch.dtype | No
 
 def _kept(model: CausalLM, phase: PhaseStrategy, setting: Setting, autocast: torch.dtype | None) -> _Kept:
     """Of passes with each kind of layer once and twice: another one keeps what the second did, positions are shared."""
-    tokens = torch.zeros(setting.batch_size, phase.row_tokens(setting.seq_len), dtype=torch.int64)
+    rows = setting.batch_size * phase.row_multiple
+    tokens = torch.zeros(rows, phase.row_tokens(setting.seq_len), dtype=torch.int64)
+    positions = rows * phase.row_positions(setting.seq_len)
     layers = decoder_layers(model.lm)
     if layers is None:
-        total = kept_bytes(model, phase, tokens, autocast)
+        total = kept_bytes(model, phase, tokens, positions, autocast)
         return _Kept(total, [total])
     every = list(layers)
     of_kind: dict[str, int] = {}
@@ -101,9 +103,9 @@ def _kept(model: CausalLM, phase: PhaseStrategy, setting: Setting, autocast: tor
         if kind not in of_kind:
             del layers[:]
             layers.append(layer)
-            once = kept_bytes(model, phase, tokens, autocast)
+            once = kept_bytes(model, phase, tokens, positions, autocast)
             layers.append(layer)
-            of_kind[kind] = kept_bytes(model, phase, tokens, autocast) - once
+            of_kind[kind] = kept_bytes(model, phase, tokens, positions, autocast) - once
             outside = once - of_kind[kind]
         of_layers.append(of_kind[kind])
     del layers[:]
@@ -111,19 +113,21 @@ def _kept(model: CausalLM, phase: PhaseStrategy, setting: Setting, autocast: tor
     return _Kept(outside + sum(of_layers), of_layers)
 
 
-def kept_bytes(model: CausalLM, phase: PhaseStrategy, tokens: Tensor, autocast: torch.dtype | None) -> int:
+def kept_bytes(
+    model: CausalLM, phase: PhaseStrategy, tokens: Tensor, positions: int, autocast: torch.dtype | None
+) -> int:
     """What a forward pass made that is there until its backward; each storage once.
 
     Args:
         model: real, or of fake tensors; its layers not compiled.
         phase: whose loss is taken.
         tokens: (B, phase.row_tokens(L)) ids.
+        positions: of all rows.
         autocast: dtype of autocast on the CPU; None for none.
 
     Returns:
         Bytes.
     """
-    positions = len(tokens) * (tokens.shape[1] // phase.bag_size - 1)
     sent = positions * (experts_a_position(model.lm.config) or 0)
     stacks = {(sent, *p.shape[1:]) for p in model.parameters() if p.ndim == 3}
     enabled = autocast is not None

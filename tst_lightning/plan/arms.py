@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
-from tst_lightning.data.rows import RowPlan, blocks_needed
+from tst_lightning.data.rows import blocks_needed, row_plans
 from tst_lightning.flops import count_flops_per_row
 from tst_lightning.modeling import ActivationCheckpointing
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, SuperpositionPhase
@@ -65,7 +66,7 @@ class Planner:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self._counted: dict[tuple[type, int, str], int] = {}
+        self._counted: dict[tuple[Any, ...], int] = {}
 
     def flops_per_step(self, phase: PhaseStrategy, checkpointing: ActivationCheckpointing = "none") -> int:
         """FLOPs of an optimizer step over all devices, as the meter counts them.
@@ -74,10 +75,12 @@ class Planner:
             phase: that the step belongs to.
             checkpointing: counts what layers compute again too (hardware FLOPs).
         """
-        setting, key = self.setting, (type(phase), phase.bag_size, checkpointing)
+        setting, key = self.setting, (phase.work(self.setting.seq_len), checkpointing)
         if key not in self._counted:
-            self._counted[key] = setting.rows_per_step * count_flops_per_row(
-                setting.config, phase, setting.seq_len, setting.attention, checkpointing
+            self._counted[key] = (
+                setting.rows_per_step
+                * phase.row_multiple
+                * count_flops_per_row(setting.config, phase, setting.seq_len, setting.attention, checkpointing)
             )
         return self._counted[key]
 
@@ -95,7 +98,8 @@ class Planner:
         setting, schedule = self.setting, PhaseSchedule(phases, steps)
         costs = {}
         for entry in schedule:
-            positions = entry.steps * setting.positions_per_step
+            rows = entry.steps * setting.rows_per_step * entry.phase.row_multiple
+            positions = rows * entry.phase.row_positions(setting.seq_len)
             costs[entry.name] = PhaseCost(
                 bag_size=entry.phase.bag_size,
                 first_step=entry.first_step,
@@ -107,10 +111,7 @@ class Planner:
             )
         block_rows = lcm(setting.block_rows or 1, *(entry.phase.bag_size for entry in schedule))
         block_tokens = block_rows * (setting.seq_len + 1)
-        plans = [
-            RowPlan(e.name, e.phase.bag_size, e.phase.row_tokens(setting.seq_len), e.steps * setting.accumulate)
-            for e in schedule
-        ]
+        plans = row_plans(schedule, setting.seq_len, setting.accumulate)
         blocks = blocks_needed(plans, block_tokens, setting.batch_size, setting.pool_blocks) * setting.devices
         return Arm(name, costs, blocks * block_tokens, block_rows, self._passes(blocks, block_tokens))
 
