@@ -133,6 +133,7 @@ class SuperpositionModule(LightningModule):
             check_trainable(self.config)
             with torch.device("meta"):
                 self.model = build_causal_lm(self.config)
+                self.model.equip(self.phases.values())
             checkpoint_activations(self.model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
@@ -140,6 +141,8 @@ class SuperpositionModule(LightningModule):
             if isinstance(strategy, FullyShardedStrategy):
                 strategy.shard(self.model)
             initialise(self.model.lm, strategy.root_device)
+            if self.model.extra_head is not None:
+                self.model.extra_head.initialise(strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
@@ -340,7 +343,8 @@ class SuperpositionModule(LightningModule):
             if here.get(name) != saved.get(name):
                 raise ConfigError(
                     f"the checkpoint is of another model: '{name}' has shape {saved.get(name, 'none')} in it,"
-                    f" {here.get(name, 'none')} here; restore model.config, or start a new run"
+                    f" {here.get(name, 'none')} here; restore model.config (for an extra head"
+                    " model.phases), or start a new run"
                 )
         self._made_with = checkpoint.get("made_with", {})
         self._refuse_another("model.config", self._model_settings())

@@ -5,8 +5,9 @@ count, which is what keeps the export an ordinary model.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum
 from tst_lightning.modeling import experts as grouped
 from tst_lightning.modeling.attention import SHAPE_NAME, attention_for
+from tst_lightning.modeling.extra_head import ExtraHead
 from tst_lightning.modeling.logits import LogitTransform
 from tst_lightning.modeling.routers import Routers
 
@@ -43,6 +45,7 @@ class CausalLM(nn.Module):
     Attributes:
         routers: of a mixture of experts; None of a dense model.
         logit_transform: what the architecture does to its logits.
+        extra_head: beside the Hugging Face model, for training alone; None unless :meth:`equip` gave it.
     """
 
     def __init__(self, lm: PreTrainedModel) -> None:
@@ -50,6 +53,12 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.routers = Routers.of(lm)
         self.logit_transform = LogitTransform.of(lm.config)
+        self.extra_head: ExtraHead | None = None
+
+    def equip(self, phases: Iterable["PhaseStrategy"]) -> None:
+        """Gives the model what some of the phases ask for beside it; before it is sharded, or its values are given."""
+        if any(phase.uses_extra_head for phase in phases):
+            self.extra_head = ExtraHead(self.head)
 
     def forward(self, tokens: Tensor, phase: "PhaseStrategy") -> LossSum:
         """The phase's loss on a batch of its rows.
@@ -66,10 +75,16 @@ class CausalLM(nn.Module):
             A part in nats for each row, and the count of positions.
         """
         if self.routers is None or not self.training:
-            return phase.loss(self, phase.forward(self, tokens), tokens)
-        with self.routers.listening():
-            hidden = phase.forward(self, tokens)
-        return phase.loss(self, hidden, tokens).balanced(self.routers.balance(), balance_coefficient(self.lm.config))
+            loss = phase.loss(self, phase.forward(self, tokens), tokens)
+        else:
+            with self.routers.listening():
+                hidden = phase.forward(self, tokens)
+            coefficient = balance_coefficient(self.lm.config)
+            loss = phase.loss(self, hidden, tokens).balanced(self.routers.balance(), coefficient)
+        if self.extra_head is None or phase.uses_extra_head:
+            return loss
+        # Of nothing: its gradient is zero then, rather than absent, which DDP would wait for.
+        return replace(loss, total=loss.total + self.extra_head.weight[:0].sum())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(B, L) ids to (B, L, d), by the model's own embedding layer."""

@@ -19,9 +19,15 @@ class PhaseStrategy(ABC):
     Args:
         share: share of all optimizer steps, 0 to 1; None takes what the other phases leave.
 
+    Attributes:
+        uses_extra_head: whether the loss asks the model for its extra head, which predicts one position further than the
+            main one; a model is given it where some phase of the run does.
+
     Raises:
         ConfigError: the share is outside [0, 1].
     """
+
+    uses_extra_head: bool = False
 
     def __init__(self, share: float | None = None) -> None:
         if share is not None and not 0.0 <= share <= 1.0:
