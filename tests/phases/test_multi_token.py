@@ -146,7 +146,7 @@ def test_a_phase_without_it_gives_it_a_gradient_of_zero() -> None:
 class Told(NextTokenPhase):
     """Rows of its own, and notes of what it is told."""
 
-    row_multiple = 3  # type: ignore[assignment]
+    row_multiple = 3
 
     def row_stride(self, seq_len: int) -> int:
         return seq_len
