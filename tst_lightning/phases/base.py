@@ -21,7 +21,12 @@ class PhaseStrategy(ABC):
 
     Raises:
         ConfigError: the share is outside [0, 1].
+
+    Attributes:
+        row_multiple: rows of a micro-batch for each row of an ordinary one.
     """
+
+    row_multiple: int = 1
 
     def __init__(self, share: float | None = None) -> None:
         if share is not None and not 0.0 <= share <= 1.0:
@@ -50,11 +55,6 @@ class PhaseStrategy(ABC):
     def row_positions(self, seq_len: int) -> int:
         """Positions of a row: L, unless the phase has rows of another length."""
         return seq_len
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a micro-batch for each row of an ordinary one."""
-        return 1
 
     def work(self, seq_len: int) -> tuple[Hashable, ...]:
         """What a micro-batch costs goes by: phases that agree in it cost the same.

@@ -76,13 +76,17 @@ class SuperpositionPhase(PhaseStrategy):
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
         """The objective of (B, L, d) hidden states against bags 1 to L of each row."""
         _, targets = inputs_and_targets(tokens, self._bag_size)
-        hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
+        return self._score(model, hidden, targets)
+
+    def _score(self, model: "CausalLM", hidden: Tensor, targets: Tensor) -> LossSum:
+        """The objective of (B, L, d) hidden states against (B, L, s) targets, by row."""
+        rows, hidden, targets = len(hidden), hidden.flatten(0, 1), targets.flatten(0, 1)
         if self.objective == "bag_mass":
             loss = bag_mass_cross_entropy(hidden, model.head, targets, model.softcap)
         else:
             weights = self._weights_on(hidden.device)
             loss = multi_hot_cross_entropy(hidden, model.head, targets, weights, model.softcap)
-        return loss.by_row(len(tokens))
+        return loss.by_row(rows)
 
     def _weights_on(self, device: torch.device) -> Tensor:
         # Kept there: a copy from the host at every step would have the host wait for the device.
