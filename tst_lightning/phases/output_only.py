@@ -60,7 +60,7 @@ class OutputOnlyPhase(SuperpositionPhase):
 
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
         """The objective of (B, L, d) hidden states, each against the s tokens after its own."""
-        return self._score(model, hidden, tokens[:, 1:].unfold(1, self.target_tokens, 1))
+        return self.score(model, hidden, tokens[:, 1:].unfold(1, self.target_tokens, 1))
 
 
 class AnnealedOutputPhase(OutputOnlyPhase):
