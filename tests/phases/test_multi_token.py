@@ -11,7 +11,15 @@ from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen3MoeCo
 
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import CausalLM, build_causal_lm
-from tst_lightning.phases import MultiTokenPhase, NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.phases import (
+    AnnealedOutputPhase,
+    FoldedRowsPhase,
+    MultiTokenPhase,
+    NextTokenPhase,
+    OutputOnlyPhase,
+    PhaseStrategy,
+    SuperpositionPhase,
+)
 
 L, WEIGHT = 5, 0.3
 SHAPE = {
@@ -36,6 +44,9 @@ PHASES: list[Callable[[], PhaseStrategy]] = [
     lambda: SuperpositionPhase(3),
     lambda: SuperpositionPhase(4, weighting="power_law"),
     lambda: SuperpositionPhase(3, objective="bag_mass"),
+    lambda: OutputOnlyPhase(3, weighting="power_law"),
+    lambda: AnnealedOutputPhase(2),
+    lambda: FoldedRowsPhase(2),
 ]
 
 
@@ -49,9 +60,9 @@ def equipped(name: str = "llama") -> CausalLM:
     return model.double()
 
 
-def rows(phase: PhaseStrategy, count: int = 2) -> Tensor:
+def rows(phase: PhaseStrategy, seq_len: int = L) -> Tensor:
     torch.manual_seed(1)
-    return torch.randint(0, 37, (count, phase.row_tokens(L)))
+    return torch.randint(0, 37, (2, phase.row_tokens(seq_len)))
 
 
 def naive(model: CausalLM, tokens: Tensor, bag_size: int) -> Tensor:
@@ -102,16 +113,18 @@ def test_loss_and_gradients_are_the_naive_ones(name: str, bag_size: int) -> None
 def test_around_each_phase_the_mean_grows_by_a_shorter_row_s(make: Callable[[], PhaseStrategy]) -> None:
     """What a position is scored by does not depend on where in its row it stands; parts and count are the inner ones."""
     model, inner, phase = equipped(), make(), MultiTokenPhase(make(), WEIGHT)
-    tokens, bag = rows(inner), inner.bag_size
+    for one in (inner, phase):
+        one.begin_step(0.5)
+    tokens, bag, later = rows(inner, 6), inner.bag_size, inner.row_positions(6) - 1
     hidden = inner.forward(model, tokens)
-    alone = inner.loss(model, hidden[:, :1], tokens[:, : inner.row_tokens(1)]).parts
+    alone = inner.loss(model, hidden[:, :1], tokens[:, : -bag * later]).parts
     rest = inner.loss(model, hidden[:, 1:], tokens[:, bag:])
     main, both = inner.loss(model, hidden, tokens), phase.loss(model, phase.forward(model, tokens), tokens)
     torch.testing.assert_close(alone + rest.parts, main.parts)
     assert model.extra_head is not None
     ahead = inner.loss(model, model.extra_head(hidden)[:, :-1], tokens[:, bag:])
     torch.testing.assert_close(ahead.count, rest.count)
-    assert float(rest.count) == pytest.approx(len(tokens) * (L - 1))
+    assert float(rest.count) == pytest.approx(len(tokens) * later)
     torch.testing.assert_close(both.mean, main.mean + WEIGHT * ahead.mean)
     assert torch.equal(both.parts, main.parts) and torch.equal(both.count, main.count)
 

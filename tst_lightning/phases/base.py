@@ -19,14 +19,16 @@ class PhaseStrategy(ABC):
     Args:
         share: share of all optimizer steps, 0 to 1; None takes what the other phases leave.
 
-    Attributes:
-        uses_extra_head: whether the loss asks the model for its extra head, which predicts one position further than the
-            main one; a model is given it where some phase of the run does.
-
     Raises:
         ConfigError: the share is outside [0, 1].
+
+    Attributes:
+        row_multiple: rows of a micro-batch for each row of an ordinary one.
+        uses_extra_head: whether the loss asks the model for its extra head, which predicts one position further than the
+            main one; a model is given it where some phase of the run does.
     """
 
+    row_multiple: int = 1
     uses_extra_head: bool = False
 
     def __init__(self, share: float | None = None) -> None:
@@ -56,11 +58,6 @@ class PhaseStrategy(ABC):
     def row_positions(self, seq_len: int) -> int:
         """Positions of a row: L, unless the phase has rows of another length."""
         return seq_len
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a micro-batch for each row of an ordinary one."""
-        return 1
 
     def work(self, seq_len: int) -> tuple[Hashable, ...]:
         """What a micro-batch costs goes by: phases that agree in it cost the same.

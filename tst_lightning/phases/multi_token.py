@@ -78,7 +78,7 @@ class MultiTokenPhase(PhaseStrategy):
         return positions
 
     @property
-    def row_multiple(self) -> int:
+    def row_multiple(self) -> int:  # type: ignore[override] # not an attribute of its own, or run.json would name it
         """The inner phase's."""
         return self.phase.row_multiple
 
