@@ -1,8 +1,16 @@
 """What a stretch of training reads and predicts. A new objective is one class here and one block of YAML."""
 
 from tst_lightning.phases.base import PhaseStrategy
+from tst_lightning.phases.documents import DocumentBagsPhase
 from tst_lightning.phases.next_token import NextTokenPhase
 from tst_lightning.phases.schedule import PhaseSchedule, ScheduledPhase
 from tst_lightning.phases.superposition import SuperpositionPhase
 
-__all__ = ["NextTokenPhase", "PhaseSchedule", "PhaseStrategy", "ScheduledPhase", "SuperpositionPhase"]
+__all__ = [
+    "DocumentBagsPhase",
+    "NextTokenPhase",
+    "PhaseSchedule",
+    "PhaseStrategy",
+    "ScheduledPhase",
+    "SuperpositionPhase",
+]
