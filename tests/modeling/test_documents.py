@@ -12,6 +12,7 @@ from transformers import (
     MistralConfig,
     OlmoHybridConfig,
     PreTrainedConfig,
+    Qwen3_5TextConfig,
     StableLmConfig,
 )
 
@@ -32,11 +33,18 @@ SHAPE = {
     ("config", "says"),
     [
         (StableLmConfig(**SHAPE), "StableLmForCausalLM does not hand a mask of documents on to the attention of all"),
-        (Gemma2Config(**SHAPE, head_dim=8), "Gemma2Config wants more of attention than"),
-        (MistralConfig(**SHAPE, sliding_window=8), "MistralConfig wants more of attention than"),
-        (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), "MambaConfig wants more of attention than"),
-        (JambaConfig(**SHAPE, use_mamba_kernels=False), "JambaConfig "),
-        (OlmoHybridConfig(**SHAPE, layer_types=["linear_attention"] * 3 + ["full_attention"]), "OlmoHybridConfig "),
+        (Gemma2Config(**SHAPE, head_dim=8), "Gemma2Config does not go by PyTorch's fused attention over all"),
+        (MistralConfig(**SHAPE, sliding_window=8), "MistralConfig does not go by PyTorch's fused attention over all"),
+        (
+            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+            "MambaConfig does not go by PyTorch's fused attention over all",
+        ),
+        (JambaConfig(**SHAPE, use_mamba_kernels=False), "JambaConfig does not go by"),
+        (Qwen3_5TextConfig(**SHAPE, layer_types=["full_attention"] * 4), "Qwen3_5TextConfig is of .* hand on a state"),
+        (
+            OlmoHybridConfig(**SHAPE, layer_types=["linear_attention"] * 3 + ["full_attention"]),
+            "OlmoHybridConfig does not",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,6 +1,7 @@
 """Bags within documents: held against loops over documents, and against each document on its own."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.conftest import ROOT
 from tst_lightning.bags import bag_weights, mean_embedding
 from tst_lightning.flops import count_flops_per_row
 from tst_lightning.losses import IGNORED
-from tst_lightning.modeling import CausalLM, build_causal_lm, checkpoint_activations
+from tst_lightning.modeling import CausalLM, build_causal_lm, checkpoint_activations, compile_layers
 from tst_lightning.phases import DocumentBagsPhase, NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
 L, END, V = 12, 1, 64
@@ -191,6 +192,24 @@ def test_recomputed_layers_attend_within_documents_too(what: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_and_recomputed_layers_attend_within_documents_too() -> None:
+    torch._dynamo.reset()
+    phase, results = make(4, masked=True), []
+    for compiled in (False, True):
+        model = build(LLAMA).float()
+        checkpoint_activations(model.lm, "full")
+        if compiled:
+            compile_layers(model.lm)
+        loss = model(rows(phase, 5, 1, 3), phase).mean
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_one_mask_serves_all_layers_under_autocast() -> None:
     """What attention keeps for its backward: one mask, however many layers, in the dtype that it multiplies in."""
     kept: dict[int, Tensor] = {}
@@ -253,5 +272,5 @@ def test_an_architecture_that_cannot_is_refused_before_training(fit: Callable[..
         "init_args": {"bag_size": 4, "mask_attention": True},
     }
     code, said = fit("window", model__config=window, model__phases={"only": masked})
-    assert code == 2 and "mask_attention is on, but MistralConfig wants more of attention" in said
+    assert code == 2 and "mask_attention is on, but MistralConfig does not go by PyTorch's fused attention" in said
     assert "Traceback" not in said and "set mask_attention: false" in said

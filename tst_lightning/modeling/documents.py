@@ -29,14 +29,14 @@ def check_masks_documents(config: PreTrainedConfig) -> None:
     advice = "; choose another architecture, or set mask_attention: false"
     if attention_for(config) != NAME:
         raise ConfigError(
-            f"mask_attention is on, but {name} wants more of attention than that of all earlier positions, which alone can"
-            f" be masked by document{advice}"
+            f"mask_attention is on, but {name} does not go by PyTorch's fused attention over all earlier positions in all"
+            f" its layers, and no other can be masked by document{advice}"
         )
     model = build_on_meta(config, NAME)
     if model.lm._is_stateful:
         raise ConfigError(
-            f"mask_attention is on, but {name} carries a state from position to position besides its attention, across"
-            f" documents too{advice}"
+            f"mask_attention is on, but {name} is of an architecture whose positions hand on a state besides attention,"
+            f" from document to document too{advice}"
         )
     tokens = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     embedded = model.embed(tokens)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DocumentBagsPhase(SuperpositionPhase):
-    """Superposition in which no bag holds tokens of two documents (no source: nobody has published it).
+    """Superposition in which no bag holds tokens of two documents; this project's own.
 
     Rows, shards and positions are those of :class:`SuperpositionPhase`. Bags begin anew with each document, so its last one
     may hold fewer than s tokens; each border pushes on average (s - 1) / 2 tokens out of its row, which are read from the
