@@ -10,6 +10,8 @@ from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from tst_lightning.modeling import CausalLM
 
 
@@ -64,8 +66,12 @@ class PhaseStrategy(ABC):
         """
         return type(self), self.bag_size, self.row_tokens(seq_len), self.row_multiple
 
-    def setup(self, end_of_document_id: int) -> None:  # noqa: B027 - most need not know
-        """Tells the phase, before training, which id ends a document in the shards."""
+    def setup(self, end_of_document_id: int, config: "PreTrainedConfig") -> None:  # noqa: B027 - most need not know
+        """Tells the phase, before training, which id ends a document in the shards, and what is to be trained.
+
+        Raises:
+            ConfigError: the phase can't train such a model.
+        """
 
     def begin_step(self, progress: float) -> None:  # noqa: B027 - most are the same at every step
         """Tells the phase, before each micro-batch, how much of its steps is done, from 0 up to but not including 1."""
