@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from provenance import ROOT, hardware, source
 from scaling_tables import rendered
-from variants_report import draw, table
+from variants_report import costs, draw, table
 
 from tst_lightning.compare.intervals import difference, summary
 
@@ -62,8 +62,8 @@ def arms() -> list[Arm]:
     return found + [Arm(f"{name}, rate {rate:g}", (file,), rate) for name, file in reference for rate in OTHER_RATES]
 
 
-def planned_flops(arm: Arm) -> dict[str, Any]:
-    """The arm's part of what ``tst plan`` says of BASELINE_STEPS steps."""
+def planned(arm: Arm) -> dict[str, Any]:
+    """The arm's part of what ``tst plan`` says of BASELINE_STEPS steps, and in it the baseline's."""
     done = subprocess.run(
         [sys.executable, "-m", "tst_lightning", "plan", *arm.words, "--steps", str(BASELINE_STEPS), "--json"],
         capture_output=True,
@@ -72,8 +72,8 @@ def planned_flops(arm: Arm) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{arm.name}: {done.stderr.strip()}")
-    planned = json.loads(done.stdout)["arms"]
-    return planned.get("tst", planned["baseline"]) | {"baseline_flops": planned["baseline"]["flops"]}
+    there = json.loads(done.stdout)["arms"]
+    return there.get("tst", there["baseline"]) | {"baseline": there["baseline"]}
 
 
 def run_sweep(folder: Path, cases: list[dict[str, Any]], parallel: int) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def result(arm: Arm, steps: int, plan: Mapping[str, Any], cases: list[dict[str, 
     wanted = [json.dumps(case, sort_keys=True) for case in arm.cases(steps)]
     mine = [case for case in cases if json.dumps(case["settings"], sort_keys=True) in wanted]
     losses = {str(case["settings"][SEED]): case["final_val_loss"] for case in mine}
-    per_step = plan["baseline_flops"] / BASELINE_STEPS
+    per_step, tokens = (plan["baseline"][key] / BASELINE_STEPS for key in ("flops", "tokens"))
     return {
         "name": arm.name,
         "files": list(arm.files),
@@ -101,7 +101,10 @@ def result(arm: Arm, steps: int, plan: Mapping[str, Any], cases: list[dict[str, 
         "loss": summary(list(losses.values())),
         "flops": mine[0]["flops"],
         "tokens": mine[0]["tokens"],
-        "step_cost": {name: each["flops"] / each["steps"] / per_step for name, each in plan["phases"].items()},
+        "phases": {
+            name: {"flops": each["flops"] / each["steps"] / per_step, "tokens": each["tokens"] / each["steps"] / tokens}
+            for name, each in plan["phases"].items()
+        },
     }
 
 
@@ -118,8 +121,8 @@ def main() -> None:
 
     every = arms()
     with ThreadPoolExecutor(options.parallel) as pool:
-        plans = list(pool.map(planned_flops, every))
-    steps = [round(BASELINE_STEPS * plan["baseline_flops"] / plan["flops"]) for plan in plans]
+        plans = list(pool.map(planned, every))
+    steps = [round(BASELINE_STEPS * plan["baseline"]["flops"] / plan["flops"]) for plan in plans]
     cases = run_sweep(
         options.runs, [case for arm, n in zip(every, steps, strict=True) for case in arm.cases(n)], options.parallel
     )
@@ -127,7 +130,7 @@ def main() -> None:
     for each in results:
         each["to_baseline"] = difference(each["losses"], results[0]["losses"])
         each["to_superposition"] = difference(each["losses"], results[1]["losses"])
-    document = facts | {"arms": results, "tables": {"results": table(results)}}
+    document = facts | {"arms": results, "tables": {"results": table(results), "costs": costs(results)}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     if options.chart:

@@ -33,6 +33,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return scaling_tables.table(rows)
 
 
+def costs(results: list[dict[str, Any]]) -> str:
+    """Markdown: what a step of each phase costs and reads, in those of the baseline's steps.
+
+    Args:
+        results: as for :func:`table`.
+    """
+    rows = [["arm", "phase", "FLOPs a step", "tokens a step"]]
+    for each in results:
+        for number, (phase, of) in enumerate(each["phases"].items()):
+            name = each["name"] if number == 0 else ""
+            rows.append([name, phase, f"{of['flops']:.3f}", f"{of['tokens']:.2f}"])
+    return scaling_tables.table(rows)
+
+
 def _signed(found: dict[str, Any]) -> str:
     low, high = found["ci"]
     return f"{found['mean']:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -148,8 +148,8 @@ class SuperpositionModule(LightningModule):
         """Checks the model against the data, and readies the metrics.
 
         Raises:
-            ConfigError: an id of the shards is outside the model's vocabulary, rows are longer than its positions, or
-                gradients are to be clipped other than by norm.
+            ConfigError: an id of the shards is outside the model's vocabulary, rows are longer than its positions, a phase
+                can't train such a model, or gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_fits(self.config, data)
@@ -159,7 +159,7 @@ class SuperpositionModule(LightningModule):
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
         for phase in self.phases.values():
-            phase.setup(data.tokenizer.end_of_document_id)
+            phase.setup(data.tokenizer.end_of_document_id, self.config)
         self.val_metrics = nn.ModuleDict(
             {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
         )

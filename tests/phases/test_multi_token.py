@@ -13,6 +13,7 @@ from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import CausalLM, build_causal_lm
 from tst_lightning.phases import (
     AnnealedOutputPhase,
+    DocumentBagsPhase,
     FoldedRowsPhase,
     MultiTokenPhase,
     NextTokenPhase,
@@ -38,7 +39,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "softcap": Gemma2Config(**SHAPE, final_logit_softcapping=2.0),
     "experts": Qwen3MoeConfig(**SHAPE, **EXPERTS),
 }
-# A row without its first bag has to be a row of each.
 PHASES: list[Callable[[], PhaseStrategy]] = [
     NextTokenPhase,
     lambda: SuperpositionPhase(3),
@@ -47,6 +47,7 @@ PHASES: list[Callable[[], PhaseStrategy]] = [
     lambda: OutputOnlyPhase(3, weighting="power_law"),
     lambda: AnnealedOutputPhase(2),
     lambda: FoldedRowsPhase(2),
+    lambda: DocumentBagsPhase(3, mask_attention=True),
 ]
 
 
@@ -110,21 +111,24 @@ def test_loss_and_gradients_are_the_naive_ones(name: str, bag_size: int) -> None
 
 
 @pytest.mark.parametrize("make", PHASES)
-def test_around_each_phase_the_mean_grows_by_a_shorter_row_s(make: Callable[[], PhaseStrategy]) -> None:
-    """What a position is scored by does not depend on where in its row it stands; parts and count are the inner ones."""
+def test_around_each_phase_the_targets_of_the_next_position_are_scored(make: Callable[[], PhaseStrategy]) -> None:
+    """Of states that predict alike wherever they stand, the loss ahead is the loss without the first target."""
     model, inner, phase = equipped(), make(), MultiTokenPhase(make(), WEIGHT)
     for one in (inner, phase):
+        one.setup(5, model.lm.config)
         one.begin_step(0.5)
-    tokens, bag, later = rows(inner, 6), inner.bag_size, inner.row_positions(6) - 1
+    tokens, positions = rows(inner, 6), inner.row_positions(6)
+    tokens[:, 4] = 5  # a document ends within a bag
     hidden = inner.forward(model, tokens)
-    alone = inner.loss(model, hidden[:, :1], tokens[:, : -bag * later]).parts
-    rest = inner.loss(model, hidden[:, 1:], tokens[:, bag:])
+    assert hidden.shape[1] == positions and model.extra_head is not None
+    later = inner.loss(model, hidden[:, 1:], tokens, ahead=1)
+    # Zeros predict all tokens alike: by their loss the first position's own is known from outside.
+    blank = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, 1:]], 1)
+    shifted = inner.loss(model, blank, tokens)
+    difference = torch.autograd.grad(shifted.total - later.total, hidden, retain_graph=True)[0]
+    assert difference.abs().max() < 1e-12
     main, both = inner.loss(model, hidden, tokens), phase.loss(model, phase.forward(model, tokens), tokens)
-    torch.testing.assert_close(alone + rest.parts, main.parts)
-    assert model.extra_head is not None
-    ahead = inner.loss(model, model.extra_head(hidden)[:, :-1], tokens[:, bag:])
-    torch.testing.assert_close(ahead.count, rest.count)
-    assert float(rest.count) == pytest.approx(len(tokens) * later)
+    ahead = inner.loss(model, model.extra_head(hidden)[:, :-1], tokens, ahead=1)
     torch.testing.assert_close(both.mean, main.mean + WEIGHT * ahead.mean)
     assert torch.equal(both.parts, main.parts) and torch.equal(both.count, main.count)
 
@@ -167,7 +171,7 @@ class Told(NextTokenPhase):
     def row_positions(self, seq_len: int) -> int:
         return seq_len // 2
 
-    def setup(self, end_of_document_id: int) -> None:
+    def setup(self, end_of_document_id: int, config: PreTrainedConfig) -> None:
         self.end = end_of_document_id
 
     def begin_step(self, progress: float) -> None:
@@ -177,7 +181,7 @@ class Told(NextTokenPhase):
 def test_rows_steps_and_share_are_those_of_the_inner_phase() -> None:
     inner = Told(0.25)
     phase = MultiTokenPhase(inner)
-    phase.setup(7)
+    phase.setup(7, CONFIGS["llama"])
     phase.begin_step(0.5)
     assert (inner.end, inner.progress) == (7, 0.5)
     for name in ("share", "bag_size", "row_multiple"):

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tst_lightning.bags import mean_embedding
+from tst_lightning.bags import mean_embedding, mean_of_present
 from tst_lightning.errors import ConfigError
-from tst_lightning.losses import LossSum
+from tst_lightning.fused_cross_entropy import product_dtype
+from tst_lightning.losses import IGNORED, LossSum
 from tst_lightning.modeling import experts as grouped
-from tst_lightning.modeling.attention import SHAPE_NAME, attention_for
+from tst_lightning.modeling.attention import SHAPE_NAME, attention_for, document_mask
 from tst_lightning.modeling.extra_head import ExtraHead
 from tst_lightning.modeling.logits import LogitTransform
 from tst_lightning.modeling.routers import Routers
@@ -103,16 +104,35 @@ class CausalLM(nn.Module):
         embedded = embedding(bags)
         return self._scaled(embedded.mean(2, dtype=torch.float32).to(embedded.dtype))
 
+    def embed_partial_bags(self, bags: Tensor) -> Tensor:
+        """:meth:`embed_bags` where tokens are missing: (B, L, s) ids, ``IGNORED`` there, never in a bag's first place."""
+        embedding = self.lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding:
+            return self._scaled(mean_of_present(bags, embedding.weight, embedding.padding_idx))
+        present = bags != IGNORED
+        embedded = embedding(bags.where(present, bags[..., :1]))
+        total = (embedded * present[..., None]).sum(2, dtype=torch.promote_types(embedded.dtype, torch.float32))
+        return self._scaled((total / present.sum(2, keepdim=True)).to(embedded.dtype))
+
     def _scaled(self, embedded: Tensor) -> Tensor:
         name = _SCALED_WITH_IDS.get(self.lm.config.model_type)
         return embedded if name is None else embedded * getattr(self.lm.config, name)
 
-    def body(self, inputs_embeds: Tensor) -> Tensor:
+    def body(self, inputs_embeds: Tensor, documents: Tensor | None = None) -> Tensor:
         """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm.
 
         Where the architecture scales its logits, the hidden states are scaled, to the same effect.
+
+        Args:
+            inputs_embeds: (B, L, d).
+            documents: (B, L) ids of the positions' documents, for attention within them alone, by an architecture that
+                :func:`~tst_lightning.modeling.documents.check_masks_documents` has passed; None attends to all earlier
+                positions.
         """
-        hidden = self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True).last_hidden_state
+        # By the way of arguments: what layers found elsewhere would be gone when they are recomputed.
+        masks = {} if documents is None else {"document_mask": document_mask(documents, product_dtype(inputs_embeds))}
+        results = self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True, **masks)
+        hidden = results.last_hidden_state
         scale = self.logit_transform.scale
         return hidden if scale == 1 else hidden * scale
 

@@ -12,6 +12,8 @@ from tst_lightning.losses import LossSum
 from tst_lightning.phases.base import PhaseStrategy
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from tst_lightning.modeling import CausalLM
 
 
@@ -23,8 +25,7 @@ class MultiTokenPhase(PhaseStrategy):
     also predicts token j + 2; around superposition the bag after the next one. The losses that are logged are the inner
     phase's alone. The head is trained with the model, saved in checkpoints, and left out of an export.
 
-    Right for a phase whose row is still one of its rows, a position shorter, when its first ``bag_size`` tokens are taken
-    off: its loss has to score each position by the tokens after it, wherever in the row it stands.
+    Around any phase: it is asked for its own loss ``ahead=1``.
 
     Cost: a second product with the LM head and one by W for all positions but the last, ``6 (V + d) d (L - 1)`` FLOPs a
     row, forward and backward: 21% of a step for a published 600M model (d = 960, V = 128,256, L = 2,048), 8% for 3B
@@ -86,9 +87,9 @@ class MultiTokenPhase(PhaseStrategy):
         """The inner phase's, and the extra head's."""
         return type(self), *self.phase.work(seq_len)
 
-    def setup(self, end_of_document_id: int) -> None:
+    def setup(self, end_of_document_id: int, config: "PreTrainedConfig") -> None:
         """Tells the inner phase."""
-        self.phase.setup(end_of_document_id)
+        self.phase.setup(end_of_document_id, config)
 
     def begin_step(self, progress: float) -> None:
         """Tells the inner phase."""
@@ -98,10 +99,9 @@ class MultiTokenPhase(PhaseStrategy):
         """The inner phase's."""
         return self.phase.forward(model, tokens)
 
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """The inner phase's, its parts and count too; the mean grows by ``weight`` times the extra head's."""
         assert model.extra_head is not None, "built by CausalLM.equip"
-        main = self.phase.loss(model, hidden, tokens)
-        # A row without its first position is a shorter row, of which the extra head predicts the next targets.
-        extra = self.phase.loss(model, model.extra_head(hidden[:, :-1]), tokens[:, self.bag_size :])
+        main = self.phase.loss(model, hidden, tokens, ahead)
+        extra = self.phase.loss(model, model.extra_head(hidden[:, :-1]), tokens, ahead + 1)
         return replace(main, total=main.total + self.weight * main.count * extra.mean)

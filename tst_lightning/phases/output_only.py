@@ -58,9 +58,9 @@ class OutputOnlyPhase(SuperpositionPhase):
         """(B, L + s) ids to (B, L, d) hidden states."""
         return model.body(model.embed(tokens[:, : -self.target_tokens]))
 
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """The objective of (B, L, d) hidden states, each against the s tokens after its own."""
-        return self.score(model, hidden, tokens[:, 1:].unfold(1, self.target_tokens, 1))
+        return self.score(model, hidden, tokens[:, 1 + ahead :].unfold(1, self.target_tokens, 1))
 
 
 class AnnealedOutputPhase(OutputOnlyPhase):

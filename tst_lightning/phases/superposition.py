@@ -73,10 +73,10 @@ class SuperpositionPhase(PhaseStrategy):
         bags, _ = inputs_and_targets(tokens, self._bag_size)
         return model.body(model.embed_bags(bags))
 
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """The objective of (B, L, d) hidden states against bags 1 to L of each row."""
         _, targets = inputs_and_targets(tokens, self._bag_size)
-        return self.score(model, hidden, targets)
+        return self.score(model, hidden, targets[:, ahead:])
 
     def score(self, model: "CausalLM", hidden: Tensor, targets: Tensor) -> LossSum:
         """The objective over targets of any origin, for phases that choose others.
