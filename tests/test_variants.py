@@ -2,6 +2,7 @@
 ordinary model.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +49,17 @@ def test_variant(path: Path, tmp_path: Path, fit: Callable[..., tuple[int, str]]
     assert {name: value.shape for name, value in trained.weights.items()} == {
         name: value.shape for name, value in untouched.state_dict().items()
     }
+
+
+def test_the_page_names_every_variant_and_its_own_phase_trains(
+    tmp_path: Path, fit: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "variants.md").read_text()
+    assert [path.stem for path in VARIANTS if f"`{path.stem}`" not in page] == []
+    code, configuration = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "yaml"))
+    assert code and configuration
+    (tmp_path / "my_phases.py").write_text(code[1])
+    (tmp_path / "my.yaml").write_text(configuration[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    exit_code, printed = fit("own", "--config", str(tmp_path / "my.yaml"))
+    assert exit_code == 0 and "finished" in printed, printed
