@@ -43,7 +43,7 @@ def main(name: str, arguments: list[str]) -> None:
         "--mutual-information",
         action="store_true",
         help="then measure how much a token of the train split tells about one some tokens further on, fit a power law to"
-        " it, by which a bag's tokens can be weighted, and plot it, into --out; of finished shards too",
+        " it, by which a bag's tokens can be weighted, and plot it, into --out; with --out alone, of the shards there",
     )
     parser.add_argument(
         "--largest_distance", type=int, help=f"of two tokens in --mutual_information (default: {_LARGEST_DISTANCE})"
@@ -58,9 +58,9 @@ def main(name: str, arguments: list[str]) -> None:
         "--verify", type=str, metavar="DIR", help="check every byte of finished shards instead; takes no other option"
     )
     options: dict[str, Any] = parser.parse_args(arguments).as_dict()
+    defaults = parser.get_defaults().as_dict()
     folder = options.pop("verify")
     if folder is not None:
-        defaults = parser.get_defaults().as_dict()
         if others := [name for name, value in options.items() if value != defaults[name]]:
             raise ConfigError(f"--verify {folder} takes nothing else, but got {', '.join(others)}; give it alone")
         _verify(Path(folder))
@@ -73,6 +73,9 @@ def main(name: str, arguments: list[str]) -> None:
     given = {name: value for name in limits if (value := options.pop(name)) is not None}
     if given and not measuring:
         raise ConfigError(f"--{next(iter(given))} goes with --mutual_information; add that, or leave it out")
+    if measuring and all(options[name] == defaults[name] for name in options if name != "out"):
+        _measure(Manifest.read(out), Path(out), **limits | given)  # whatever they were made of
+        return
     started = time.monotonic()
     manifest, reused = build(**options)
     seconds = time.monotonic() - started
