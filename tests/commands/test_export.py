@@ -162,7 +162,7 @@ def test_an_experts_superposition_checkpoint_in_bfloat16_in_place_of_another(
     )
     card = (out / "README.md").read_text()
     assert "**Warning:** the checkpoint is from phase 'superposition'" in card
-    assert "| SuperpositionPhase, PowerLaw constant 0.25 factor 1.5 exponent -0.75, multi_hot |" in card
+    assert "PowerLaw" in card and "-0.75" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "generation_config.json", "README.md", "model.safetensors")

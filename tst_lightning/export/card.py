@@ -114,7 +114,7 @@ def _of_checkpoint(trained: TrainedModel, facts: RunFacts) -> list[str]:
         steps = objective = "?"
         if planned := recorded.get(phase.name):
             steps = f"{min(trained.step - planned['first_step'], planned['steps']):,}"
-            chosen = [_setting(value) for key, value in planned["settings"].items() if key != "share"]
+            chosen = [str(value) for key, value in planned["settings"].items() if key != "share"]
             objective = ", ".join([planned["class"].rpartition(".")[2], *chosen])
         table.append(
             f"| {_plain(phase.name)} | {_plain(objective)} | {steps} | {phase.bag_size} | {phase.tokens:,} |"
@@ -191,10 +191,3 @@ def _list(facts: dict[str, Any]) -> str:
 def _plain(value: Any) -> str:
     """Text that stays one line of a table or list, and brings no markup of its own."""
     return " ".join(str(value).split()).translate({ord(c): f"\\{c}" for c in "|<>[]"})
-
-
-def _setting(value: Any) -> str:
-    """What a phase was built with, as the run's record holds it: a value, or an object's class and values."""
-    if not isinstance(value, dict):
-        return str(value)
-    return " ".join([str(value.get("class")), *(f"{key} {one}" for key, one in value.items() if key != "class")])
