@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tst_lightning.bags import BAG_WEIGHTINGS, PowerLaw, bag_weights, fold, inputs_and_targets, mean_embedding
+from tst_lightning.bags import (
+    BAG_WEIGHTINGS,
+    PowerLaw,
+    bag_weights,
+    fold,
+    inputs_and_targets,
+    mean_embedding,
+    pad_documents,
+)
+from tst_lightning.losses import IGNORED
 
 
 def test_fold_spelled_out() -> None:
@@ -43,6 +52,37 @@ def test_no_target_was_seen_and_none_is_skipped(rows: int, positions: int, bag_s
         seen = inputs[:, : position + 1].flatten(1)
         # The target bag is exactly the s tokens after everything that was seen.
         assert torch.equal(targets[:, position], seen[:, -1:] + torch.arange(1, bag_size + 1))
+
+
+def test_documents_padded_spelled_out() -> None:
+    # Documents of 3, 5 and at least 4 tokens, 0 their end, in bags of 3: one place is missing, so one token is left out.
+    tokens = torch.tensor([[11, 12, 0, 21, 22, 23, 24, 0, 31, 32, 33, 34]])
+    expected = [[11, 12, 0], [21, 22, 23], [24, 0, IGNORED], [31, 32, 33]]
+    assert fold(pad_documents(tokens, 3, 0), 3)[0].tolist() == expected
+    assert pad_documents(tokens, 3, None) is tokens
+    assert torch.equal(pad_documents(tokens, 1, 0), tokens)
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 8))
+def test_no_bag_holds_two_documents_and_no_token_is_kept_twice(data: st.DataObject, rows: int, bag_size: int) -> None:
+    length = bag_size * data.draw(st.integers(1, 8))
+    ends = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows * length, max_size=rows * length)))
+    # Ids that tell a token's place, but for the ends'.
+    tokens = torch.arange(1, rows * length + 1).where(~ends, 0).view(rows, length)
+    bags = fold(pad_documents(tokens, bag_size, 0), bag_size)
+    for row, found in zip(tokens, bags, strict=True):
+        kept = found[found != IGNORED]
+        assert torch.equal(kept, row[: len(kept)]), "the row's tokens in order, each once, up to the last that is kept"
+        assert (found[:, 0] != IGNORED).all(), "no bag is empty"
+        for bag in found:
+            present = bag != IGNORED
+            assert torch.equal(present, present.sort(descending=True).values), "tokens stand before what is missing"
+            assert not (bag[:-1] == 0).any() or (bag[bag.tolist().index(0) + 1 :] == IGNORED).all()
+            assert present.all() or bag[present][-1] == 0, "a bag is short where its document ends, not elsewhere"
+
+
+def test_documents_are_padded_without_storage_too() -> None:
+    assert pad_documents(torch.zeros(2, 12, dtype=torch.int64, device="meta"), 3, 0).shape == (2, 12)
 
 
 @pytest.mark.parametrize("weighting", BAG_WEIGHTINGS)

@@ -21,9 +21,9 @@ from tests.test_resume import assert_same_run, killed_at, last
 from tst_lightning.__main__ import main
 from tst_lightning.commands.run_folder import find_checkpoint
 from tst_lightning.errors import RunError
-from tst_lightning.modeling import build_causal_lm, initialise
+from tst_lightning.modeling import CausalLM, build_causal_lm, initialise
 from tst_lightning.optim import decay_groups
-from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
+from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 from tst_lightning.sharded_checkpoint import check_bytes, read_sharded_step, read_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -58,24 +58,27 @@ def logged_losses(folder: Path) -> list[float]:
     return [float(row[tag]) for tag in tags for row in rows if row[tag]]
 
 
-def test_trains_what_one_process_trains(whole: Path) -> None:
-    """A plain loop over the rows that both processes read, from weights drawn for one, logs the same losses."""
-    settings = yaml.safe_load(whole.with_suffix(".yaml").read_text())["model"]
+def one_process_s(folder: Path, first: PhaseStrategy, second: PhaseStrategy) -> tuple[list[float], CausalLM]:
+    """Losses and model of a plain loop over the rows that both processes of a run read, from weights drawn for one."""
+    settings = yaml.safe_load(folder.with_suffix(".yaml").read_text())["model"]
     torch.manual_seed(1)
     with torch.device("meta"):
         model = build_causal_lm(LlamaConfig(**settings["config"]["init_args"]))
+        model.equip([first, second])
     initialise(model.lm, torch.device("cpu"))
+    if model.extra_head is not None:
+        model.extra_head.initialise(torch.device("cpu"))
     optimizer = torch.optim.AdamW(decay_groups(model.named_parameters()), **settings["optimizer"]["init_args"])
-    batches = [recorded(whole, rank)["batches"] for rank in (0, 1)]
+    batches = [recorded(folder, rank)["batches"] for rank in (0, 1)]
     losses = []
     for step in range(STEPS):
-        phase = SuperpositionPhase(4) if step < SWITCH else NextTokenPhase()
+        phase = first if step < SWITCH else second
         total = 0.0
         for index in range(ACCUMULATE * step, ACCUMULATE * (step + 1)):
             rows = torch.tensor([*batches[0][index], *batches[1][index]])
-            loss = model(rows, phase).mean / ACCUMULATE
-            loss.backward()
-            total += loss.item()
+            loss = model(rows, phase)
+            (loss.mean / ACCUMULATE).backward()
+            total += float(loss.parts.sum() / loss.count) / ACCUMULATE
         losses.append(total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         rise, fall = min(1, (step + 1) / 3), min(1, (STEPS - step) / 5)  # warmup 2, decay over 4 of 20 steps
@@ -83,6 +86,11 @@ def test_trains_what_one_process_trains(whole: Path) -> None:
             group["lr"] = settings["optimizer"]["init_args"]["lr"] * rise * fall
         optimizer.step()
         optimizer.zero_grad()
+    return losses, model
+
+
+def test_trains_what_one_process_trains(whole: Path) -> None:
+    losses, _ = one_process_s(whole, SuperpositionPhase(4), NextTokenPhase())
     assert logged_losses(whole) == pytest.approx(losses, rel=2e-5)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tst_lightning.fused_cross_entropy import IGNORED
+
 
 @dataclass(frozen=True)
 class PowerLaw:
@@ -88,6 +90,32 @@ def inputs_and_targets(tokens: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
     return bags[:, :-1], bags[:, 1:]
 
 
+def pad_documents(tokens: Tensor, bag_size: int, end_of_document_id: int | None) -> Tensor:
+    """Fills every document up to a whole number of bags, so that :func:`fold` lays no bag over a border.
+
+    A bag begins at a document's first token and after every s of its tokens; the rest of the last one is missing. What
+    this pushes out of the row is left out: s - n mod s places for a document of n tokens, 0 where s divides it, so on
+    average (s - 1) / 2 tokens a border. The row's beginning counts as a document's. All on the device, without its host.
+
+    Args:
+        tokens: (B, T) ids, T a multiple of s.
+        bag_size: s.
+        end_of_document_id: the last token of every document; None where there are no borders.
+
+    Returns:
+        (B, T) ids in their order, with ``IGNORED`` in missing places.
+    """
+    if end_of_document_id is None:
+        return tokens
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    ends = tokens == end_of_document_id
+    begins = (F.pad(ends, (1, 0))[:, :-1] * place).cummax(1).values
+    missing = ends * ((begins - place - 1) % bag_size)
+    place = place + F.pad(missing.cumsum(1), (1, 0))[:, :-1]
+    padded = F.pad(torch.full_like(tokens, IGNORED), (0, 1))  # the place more takes what is left out
+    return padded.scatter(1, place.clamp(max=tokens.shape[1]), tokens)[:, :-1]
+
+
 def bag_weights(weighting: str | PowerLaw, bag_size: int) -> Tensor:
     """The share of the loss that each token of a target bag carries.
 
@@ -144,4 +172,29 @@ def mean_embedding(bags: Tensor, weight: Tensor, untrained: int | None = None) -
         # embedding_bag would leave the row out of the mean, not out of its gradient alone.
         mean = F.embedding_bag(flat, wide, mode="sum", padding_idx=untrained) / bag_size
         mean = mean + (flat == untrained).sum(1, keepdim=True) / bag_size * wide[untrained].detach()
+    return mean.to(weight.dtype).view(rows, positions, -1)
+
+
+def mean_of_present(bags: Tensor, weight: Tensor, untrained: int | None = None) -> Tensor:
+    """:func:`mean_embedding` of the tokens that are there, of bags that miss some; a multiplication a token more.
+
+    Args:
+        bags: (B, L, s) ids, ``IGNORED`` in missing places; the first place is never missing.
+        weight: (V, d) embedding matrix.
+        untrained: the one id whose row gets no gradient.
+
+    Returns:
+        (B, L, d) in the weight's dtype.
+    """
+    rows, positions, bag_size = bags.shape
+    wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+    flat = bags.reshape(-1, bag_size)
+    present = flat != IGNORED
+    # A token of the bag itself stands in: one id for all would get a row's gradient from every missing place.
+    flat = flat.where(present, flat[:, :1])
+    shares = present / present.sum(1, keepdim=True, dtype=wide.dtype)
+    trained = shares if untrained is None else shares * (flat != untrained)
+    mean = F.embedding_bag(flat, wide, mode="sum", per_sample_weights=trained)
+    if untrained is not None:
+        mean = mean + (shares - trained).sum(1, keepdim=True) * wide[untrained].detach()
     return mean.to(weight.dtype).view(rows, positions, -1)

@@ -55,16 +55,21 @@ def fused_cross_entropy(
         The losses' sum in nats, a scalar with gradients (first ones only); without, each position's loss (N,) and how
         much of each was scored (N,): minus the sum of its derivatives, 1 for a whole bag, 0 for an ignored one.
     """
-    device = hidden.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    autocast = autocast and hidden.dtype != torch.float64  # which it leaves alone
-    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    dtype = product_dtype(hidden)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     differentiate = torch.is_grad_enabled()
-    rows = rows or chunk_rows(device)
+    rows = rows or chunk_rows(hidden.device.type)
     return _FusedCrossEntropy.apply(
         hidden, head, targets, weights.to(wide), objective, softcap, dtype, wide, differentiate, rows
     )
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which products of a tensor come here and now: that of autocast, where it is on, or its own."""
+    device = tensor.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = autocast and tensor.dtype != torch.float64  # which it leaves alone
+    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
 
 
 def chunk_rows(device_type: str) -> int:

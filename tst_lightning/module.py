@@ -133,6 +133,7 @@ class SuperpositionModule(LightningModule):
             check_trainable(self.config)
             with torch.device("meta"):
                 self.model = build_causal_lm(self.config)
+                self.model.equip(self.phases.values())
             checkpoint_activations(self.model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
                 compile_layers(self.model.lm)
@@ -140,13 +141,15 @@ class SuperpositionModule(LightningModule):
             if isinstance(strategy, FullyShardedStrategy):
                 strategy.shard(self.model)
             initialise(self.model.lm, strategy.root_device)
+            if self.model.extra_head is not None:
+                self.model.extra_head.initialise(strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
 
         Raises:
-            ConfigError: an id of the shards is outside the model's vocabulary, rows are longer than its positions, or
-                gradients are to be clipped other than by norm.
+            ConfigError: an id of the shards is outside the model's vocabulary, rows are longer than its positions, a phase
+                can't train such a model, or gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_fits(self.config, data)
@@ -156,7 +159,7 @@ class SuperpositionModule(LightningModule):
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
         for phase in self.phases.values():
-            phase.setup(data.tokenizer.end_of_document_id)
+            phase.setup(data.tokenizer.end_of_document_id, self.config)
         self.val_metrics = nn.ModuleDict(
             {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
         )
@@ -340,7 +343,8 @@ class SuperpositionModule(LightningModule):
             if here.get(name) != saved.get(name):
                 raise ConfigError(
                     f"the checkpoint is of another model: '{name}' has shape {saved.get(name, 'none')} in it,"
-                    f" {here.get(name, 'none')} here; restore model.config, or start a new run"
+                    f" {here.get(name, 'none')} here; restore model.config (for an extra head"
+                    " model.phases), or start a new run"
                 )
         self._made_with = checkpoint.get("made_with", {})
         self._refuse_another("model.config", self._model_settings())

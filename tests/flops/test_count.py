@@ -21,7 +21,7 @@ from transformers import (
 from tst_lightning.errors import ConfigError
 from tst_lightning.flops import AttentionConvention, RowFlops, closed_form_flops_per_row, convention, count_row
 from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations
-from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.phases import MultiTokenPhase, NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
 L, LAYERS = 32, 2
 SHAPE = {
@@ -138,6 +138,16 @@ def test_what_is_changed_in_place_can_not_be_kept() -> None:
 def test_phases_cost_the_same() -> None:
     costs = {counted("llama", phase) for phase in PHASES} | {count_row(CONFIGS["llama"], SuperpositionPhase(1), L)}
     assert len(costs) == 1
+
+
+@pytest.mark.parametrize("inner", PHASES)
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3-moe"])
+def test_an_extra_head_costs_a_second_product_with_the_lm_head_and_one_of_its_own(name: str, inner: str) -> None:
+    """For all positions but the last."""
+    both, alone = count_row(CONFIGS[name], MultiTokenPhase(PHASES[inner]), L), counted(name, inner)
+    assert both.total - alone.total == 3 * 2 * (L - 1) * (HEAD + 64 * 64)
+    assert both.attention == alone.attention
+    assert both.total == pytest.approx(closed_form_flops_per_row(CONFIGS[name], L, extra_head=True), rel=ROTARY)
 
 
 def test_layers_are_extrapolated_from_two() -> None:

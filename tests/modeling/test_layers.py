@@ -37,7 +37,7 @@ def step(config: PreTrainedConfig, bag_size: int, what: ActivationCheckpointing)
     tokens = torch.randint(0, 64, (2, phase.row_tokens(16)))
     loss = model(tokens, phase).total
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return [loss.detach(), *gradients], kept_bytes(model, phase, tokens, None)
+    return [loss.detach(), *gradients], kept_bytes(model, phase, tokens, 2 * 16, None)
 
 
 @pytest.mark.parametrize("bag_size", [1, 4])
@@ -91,7 +91,7 @@ def test_compiled_layers_keep_selectively_too() -> None:
     model = build_causal_lm(LlamaConfig(**SHAPE))
     plain = model(tokens, NextTokenPhase()).total
     gradients = torch.autograd.grad(plain, list(model.parameters()))
-    whole = kept_bytes(model, NextTokenPhase(), tokens, None)
+    whole = kept_bytes(model, NextTokenPhase(), tokens, 2 * 64, None)
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 

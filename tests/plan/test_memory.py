@@ -11,7 +11,7 @@ from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations
-from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.phases import MultiTokenPhase, NextTokenPhase, PhaseStrategy, SuperpositionPhase
 from tst_lightning.plan.activations import kept_bytes
 from tst_lightning.plan.memory import measure, state_bytes_per_parameter
 from tst_lightning.plan.setting import Setting
@@ -29,10 +29,11 @@ def setting(config: PreTrainedConfig = LLAMA, **changes) -> Setting:
     return Setting("here", copy.deepcopy(config), {}, 10, **({"seq_len": 32, "batch_size": 8} | changes))
 
 
-@pytest.mark.parametrize("phase", PHASES, ids=["next token", "bags"])
+@pytest.mark.parametrize("phase", [*PHASES, MultiTokenPhase(PHASES[1])], ids=["next token", "bags", "extra head"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_activations_are_those_of_a_real_forward_pass(phase: PhaseStrategy, precision: str) -> None:
     model = build_causal_lm(copy.deepcopy(LLAMA))
+    model.equip([phase])
     tokens = torch.randint(512, (8, phase.row_tokens(32)))
     real = kept_bytes(model, phase, tokens, 8 * 32, torch.bfloat16 if precision == "bf16-mixed" else None)
     # The CPU's embedding_bag keeps 8 bytes that say nothing.
@@ -87,6 +88,8 @@ def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:
     assert memory.parameters == memory.gradients == 4 * parameters
     assert memory.optimizer_state == 8 * parameters and memory.communication == 0
     assert memory.checkpoint == 12 * parameters
+    # An extra head that one of the phases has is there in all of them.
+    assert measure(setting(), [*PHASES, MultiTokenPhase(NextTokenPhase())]).checkpoint == 12 * (parameters + 64 * 64)
     half = measure(setting(precision="bf16-true"), PHASES)
     assert half.parameters == 2 * parameters and half.optimizer_state == 4 * parameters
     replicas = measure(setting(layout="ddp", devices=4), PHASES)

@@ -108,7 +108,7 @@ def test_less_data_asks_for_less_superposition(plenty: float, superposition: str
     advice = recommend(267.2e6, 41.9e9, unique_tokens=plenty * 41.9e9)
     assert advice.superposition == superposition
     if plenty < 2:
-        assert ("does not train it yet" in advice.reasons[-1]) == (superposition == "output_only")
+        assert ("OutputOnlyPhase trains it" in advice.reasons[-1]) == (superposition == "output_only")
         assert f"would read the data {data_factor(Cell(7, 0.2)) / plenty:.2f} times" in advice.reasons[-1]
 
 

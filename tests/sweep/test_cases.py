@@ -44,6 +44,19 @@ def test_a_case_overrides_what_is_set() -> None:
     assert case.overrides() == {"a.b": 2, "c": 3}
 
 
+def test_a_swept_file_is_composed_after_those_of_every_run() -> None:
+    swept = expand({"config": ["v/one.yaml", ["v/two.yaml", "v/three.yaml"]], SEED: [1]}, [])
+    cases = make_cases(swept, ["a.yaml"], {})
+    assert [case.name for case in cases] == ["config_one-seed1", "configtwo_three-seed1"]
+    assert cases[1].configs == ("a.yaml", "v/two.yaml", "v/three.yaml")
+    assert cases[0].arguments() == [
+        *("--config", "a.yaml", "--config", "v/one.yaml"),
+        *("--seed_everything=1", "--data.seed=1"),
+    ]
+    (baseline,) = make_baselines(cases, ["b.yaml"])
+    assert baseline.configs == ("b.yaml",) and baseline.name == "baseline-seed1"
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -90,7 +90,9 @@ class FlopsMeter(Callback):
         add_axes(trainer, lambda: self.total)
         config, seq_len = pl_module.config, trainer.datamodule.seq_len  # type: ignore[attr-defined]
         for name, phase, _, _ in pl_module.schedule:
-            expected = closed_form_flops_per_row(config, phase.row_positions(seq_len), self.attention)
+            expected = closed_form_flops_per_row(
+                config, phase.row_positions(seq_len), self.attention, phase.uses_extra_head
+            )
             flops = hardware_flops = count_flops_per_row(config, phase, seq_len, self.attention)
             if pl_module.activation_checkpointing != "none":
                 hardware_flops = count_flops_per_row(

@@ -101,7 +101,7 @@ class RunRecord(Callback):
             "model": {
                 "class": f"{type(config).__module__}.{type(config).__qualname__}",
                 "config": json.loads(config.to_json_string(use_diff=True)),
-                "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+                "parameters": sum(parameter.numel() for parameter in pl_module.model.lm.parameters()),
             },
             **data.hashes,
             "vocab_size": data.tokenizer.vocab_size,

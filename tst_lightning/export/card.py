@@ -103,6 +103,14 @@ def _summary(trained: TrainedModel, exported: Exported) -> str:
     )
 
 
+def _chosen(settings: dict[str, Any]) -> list[str]:
+    """What a phase was built with; of a phase within it the class, and the same."""
+    chosen = [
+        _chosen(value) if isinstance(value, dict) else [str(value)] for key, value in settings.items() if key != "share"
+    ]
+    return [word for words in chosen for word in words]
+
+
 def _of_checkpoint(trained: TrainedModel, facts: RunFacts) -> list[str]:
     """What training took up to the checkpoint, by phase."""
     lines = [f"Step {trained.step:,} of {trained.total_steps:,}."]
@@ -114,8 +122,7 @@ def _of_checkpoint(trained: TrainedModel, facts: RunFacts) -> list[str]:
         steps = objective = "?"
         if planned := recorded.get(phase.name):
             steps = f"{min(trained.step - planned['first_step'], planned['steps']):,}"
-            chosen = [str(value) for key, value in planned["settings"].items() if key != "share"]
-            objective = ", ".join([planned["class"].rpartition(".")[2], *chosen])
+            objective = ", ".join([planned["class"].rpartition(".")[2], *_chosen(planned["settings"])])
         table.append(
             f"| {_plain(phase.name)} | {_plain(objective)} | {steps} | {phase.bag_size} | {phase.tokens:,} |"
             f" {phase.positions:,} | {phase.flops:.4g} | {phase.seconds:,.0f} |"

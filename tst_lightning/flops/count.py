@@ -71,6 +71,7 @@ def count_row(
         ConfigError: the model can't be built, or its activations not checkpointed, as here is found out first.
     """
     model = build_on_meta(config, attention=NAME)  # windows are counted as attention to all earlier positions
+    model.equip([phase])
     model.routers = None  # the balance of experts has no matrix product, and not always a kernel on this device
     tokens = torch.zeros(1, phase.row_tokens(seq_len), dtype=torch.int64, device="meta")
     checkpoint_activations(model.lm, activation_checkpointing)
@@ -101,8 +102,11 @@ def _count(model: CausalLM, phase: PhaseStrategy, tokens: Tensor, attention: Att
     return RowFlops(sum(by_op.values()), sum(by_op.get(op, 0) for op in formulas))
 
 
-def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int, attention: AttentionConvention = "full") -> int:
-    """``6 N L + 12 * layers * heads * d_head * pairs``, with N the weights of all matrix products that a position enters.
+def closed_form_flops_per_row(
+    config: PreTrainedConfig, seq_len: int, attention: AttentionConvention = "full", extra_head: bool = False
+) -> int:
+    """``6 N L + 12 * layers * heads * d_head * pairs``, with N the weights of all matrix products that a position enters;
+    and ``6 (V + d) d (L - 1)`` of an extra head.
 
     N leaves the input embedding out, counts the LM head, tied or not, the router of a mixture, and of its experts the
     share that is chosen. ``pairs`` of positions are L^2, or L (L + 1) / 2 where attention is counted as causal. A bag of
@@ -113,6 +117,7 @@ def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int, attention:
         config: the model's configuration.
         seq_len: L, positions a row.
         attention: as for :func:`count_row`.
+        extra_head: whether one scores all positions but the last.
 
     Returns:
         FLOPs of forward and backward for one row of L positions.
@@ -129,4 +134,6 @@ def closed_form_flops_per_row(config: PreTrainedConfig, seq_len: int, attention:
     heads = getattr(config, "num_attention_heads", None) or 0
     head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     pairs = seq_len**2 if attention == "full" else seq_len * (seq_len + 1) // 2
-    return 6 * products * seq_len + 12 * config.num_hidden_layers * heads * head_dim * pairs
+    vocabulary, width = lm.get_output_embeddings().weight.shape
+    extra = 6 * (vocabulary + width) * width * (seq_len - 1) if extra_head else 0
+    return extra + 6 * products * seq_len + 12 * config.num_hidden_layers * heads * head_dim * pairs

@@ -2,11 +2,12 @@
 
 Given a mask, PyTorch's fused attention loses its causal fast path; and transformers' mask code can't run on the meta
 device, where models are sized and the FLOPs counted. Training rows have no padding, so the causal flag is all that is
-needed.
+needed, unless positions are to attend within their documents alone: that takes a mask, one for all layers.
 """
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PreTrainedConfig
@@ -29,9 +30,10 @@ def causal_sdpa(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    document_mask: Tensor | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of each position over itself and all earlier ones.
+    """Scaled dot-product attention of each position over itself and all earlier ones, or those of its document.
 
     Args:
         module: the attention layer.
@@ -41,6 +43,7 @@ def causal_sdpa(
         attention_mask: None; rows are unpadded.
         dropout: probability, zero in evaluation.
         scaling: factor of the scores; 1 / sqrt(d_head) when None.
+        document_mask: of :func:`document_mask`, handed down by the body; None attends to all earlier positions.
         given: what else the architecture hands over.
 
     Returns:
@@ -59,7 +62,7 @@ def causal_sdpa(
             f"{type(module).__name__} wants {', '.join(more)} of attention, but here all positions see themselves and all"
             " earlier ones alike; choose another architecture"
         )
-    return _attend(query, key, value, dropout, scaling)
+    return _attend(query, key, value, dropout, scaling, document_mask)
 
 
 def _causal_shape(
@@ -68,12 +71,41 @@ def _causal_shape(
     return _attend(query, key, value, 0.0, None)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> tuple[Tensor, None]:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    if mask is not None and key.shape[1] != query.shape[1]:
+        # Given a mask and shared heads, CUDA has no kernel but the one that writes all scores out.
+        key, value = (shared.repeat_interleave(query.shape[1] // key.shape[1], 1) for shared in (key, value))
     grouped = key.shape[1] != query.shape[1]
     out = F.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=grouped,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores so that positions see themselves and the earlier ones of their document alone.
+
+    Added rather than boolean, and in the dtype of queries and keys: PyTorch would turn any other into this one in every
+    layer, and each layer would keep its own for the backward.
+
+    Args:
+        documents: (B, L) ids of the positions' documents; only their equality within a row matters.
+        dtype: in which attention multiplies.
+
+    Returns:
+        (B, 1, L, L): 0 for the pairs that are left, minus infinity elsewhere; L^2 numbers a row, once for all layers.
+    """
+    seen = (documents[:, :, None] == documents[:, None, :]).tril()
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None]
 
 
 AttentionInterface.register(NAME, causal_sdpa)

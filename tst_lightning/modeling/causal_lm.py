@@ -5,19 +5,22 @@ count, which is what keeps the export an ordinary model.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from tst_lightning.bags import mean_embedding
+from tst_lightning.bags import mean_embedding, mean_of_present
 from tst_lightning.errors import ConfigError
-from tst_lightning.losses import LossSum
+from tst_lightning.fused_cross_entropy import product_dtype
+from tst_lightning.losses import IGNORED, LossSum
 from tst_lightning.modeling import experts as grouped
-from tst_lightning.modeling.attention import SHAPE_NAME, attention_for
+from tst_lightning.modeling.attention import SHAPE_NAME, attention_for, document_mask
+from tst_lightning.modeling.extra_head import ExtraHead
 from tst_lightning.modeling.logits import LogitTransform
 from tst_lightning.modeling.routers import Routers
 
@@ -43,6 +46,7 @@ class CausalLM(nn.Module):
     Attributes:
         routers: of a mixture of experts; None of a dense model.
         logit_transform: what the architecture does to its logits.
+        extra_head: beside the Hugging Face model, for training alone; None unless :meth:`equip` gave it.
     """
 
     def __init__(self, lm: PreTrainedModel) -> None:
@@ -50,6 +54,12 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.routers = Routers.of(lm)
         self.logit_transform = LogitTransform.of(lm.config)
+        self.extra_head: ExtraHead | None = None
+
+    def equip(self, phases: Iterable["PhaseStrategy"]) -> None:
+        """Gives the model what some of the phases ask for beside it; before it is sharded, or its values are given."""
+        if any(phase.uses_extra_head for phase in phases):
+            self.extra_head = ExtraHead(self.head)
 
     def forward(self, tokens: Tensor, phase: "PhaseStrategy") -> LossSum:
         """The phase's loss on a batch of its rows.
@@ -66,10 +76,16 @@ class CausalLM(nn.Module):
             A part in nats for each row, and the count of positions.
         """
         if self.routers is None or not self.training:
-            return phase.loss(self, phase.forward(self, tokens), tokens)
-        with self.routers.listening():
-            hidden = phase.forward(self, tokens)
-        return phase.loss(self, hidden, tokens).balanced(self.routers.balance(), balance_coefficient(self.lm.config))
+            loss = phase.loss(self, phase.forward(self, tokens), tokens)
+        else:
+            with self.routers.listening():
+                hidden = phase.forward(self, tokens)
+            coefficient = balance_coefficient(self.lm.config)
+            loss = phase.loss(self, hidden, tokens).balanced(self.routers.balance(), coefficient)
+        if self.extra_head is None or phase.uses_extra_head:
+            return loss
+        # Of nothing: its gradient is zero then, rather than absent, which DDP would wait for.
+        return replace(loss, total=loss.total + self.extra_head.weight[:0].sum())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(B, L) ids to (B, L, d), by the model's own embedding layer."""
@@ -88,16 +104,35 @@ class CausalLM(nn.Module):
         embedded = embedding(bags)
         return self._scaled(embedded.mean(2, dtype=torch.float32).to(embedded.dtype))
 
+    def embed_partial_bags(self, bags: Tensor) -> Tensor:
+        """:meth:`embed_bags` where tokens are missing: (B, L, s) ids, ``IGNORED`` there, never in a bag's first place."""
+        embedding = self.lm.get_input_embeddings()
+        if type(embedding) is nn.Embedding:
+            return self._scaled(mean_of_present(bags, embedding.weight, embedding.padding_idx))
+        present = bags != IGNORED
+        embedded = embedding(bags.where(present, bags[..., :1]))
+        total = (embedded * present[..., None]).sum(2, dtype=torch.promote_types(embedded.dtype, torch.float32))
+        return self._scaled((total / present.sum(2, keepdim=True)).to(embedded.dtype))
+
     def _scaled(self, embedded: Tensor) -> Tensor:
         name = _SCALED_WITH_IDS.get(self.lm.config.model_type)
         return embedded if name is None else embedded * getattr(self.lm.config, name)
 
-    def body(self, inputs_embeds: Tensor) -> Tensor:
+    def body(self, inputs_embeds: Tensor, documents: Tensor | None = None) -> Tensor:
         """Runs the unmodified transformer: (B, L, d) embeddings to (B, L, d) hidden states after the final norm.
 
         Where the architecture scales its logits, the hidden states are scaled, to the same effect.
+
+        Args:
+            inputs_embeds: (B, L, d).
+            documents: (B, L) ids of the positions' documents, for attention within them alone, by an architecture that
+                :func:`~tst_lightning.modeling.documents.check_masks_documents` has passed; None attends to all earlier
+                positions.
         """
-        hidden = self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True).last_hidden_state
+        # By the way of arguments: what layers found elsewhere would be gone when they are recomputed.
+        masks = {} if documents is None else {"document_mask": document_mask(documents, product_dtype(inputs_embeds))}
+        results = self.lm.base_model(inputs_embeds=inputs_embeds, use_cache=False, return_dict=True, **masks)
+        hidden = results.last_hidden_state
         scale = self.logit_transform.scale
         return hidden if scale == 1 else hidden * scale
 

@@ -10,6 +10,8 @@ from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from tst_lightning.modeling import CausalLM
 
 
@@ -21,7 +23,15 @@ class PhaseStrategy(ABC):
 
     Raises:
         ConfigError: the share is outside [0, 1].
+
+    Attributes:
+        row_multiple: rows of a micro-batch for each row of an ordinary one.
+        uses_extra_head: whether the loss asks the model for its extra head, which predicts one position further than the
+            main one; a model is given it where some phase of the run does.
     """
+
+    row_multiple: int = 1
+    uses_extra_head: bool = False
 
     def __init__(self, share: float | None = None) -> None:
         if share is not None and not 0.0 <= share <= 1.0:
@@ -51,11 +61,6 @@ class PhaseStrategy(ABC):
         """Positions of a row: L, unless the phase has rows of another length."""
         return seq_len
 
-    @property
-    def row_multiple(self) -> int:
-        """Rows of a micro-batch for each row of an ordinary one."""
-        return 1
-
     def work(self, seq_len: int) -> tuple[Hashable, ...]:
         """What a micro-batch costs goes by: phases that agree in it cost the same.
 
@@ -64,8 +69,12 @@ class PhaseStrategy(ABC):
         """
         return type(self), self.bag_size, self.row_tokens(seq_len), self.row_multiple
 
-    def setup(self, end_of_document_id: int) -> None:  # noqa: B027 - most need not know
-        """Tells the phase, before training, which id ends a document in the shards."""
+    def setup(self, end_of_document_id: int, config: "PreTrainedConfig") -> None:  # noqa: B027 - most need not know
+        """Tells the phase, before training, which id ends a document in the shards, and what is to be trained.
+
+        Raises:
+            ConfigError: the phase can't train such a model.
+        """
 
     def begin_step(self, progress: float) -> None:  # noqa: B027 - most are the same at every step
         """Tells the phase, before each micro-batch, how much of its steps is done, from 0 up to but not including 1."""
@@ -83,13 +92,14 @@ class PhaseStrategy(ABC):
         """
 
     @abstractmethod
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """Scores what the hidden states predict.
 
         Args:
             model: for its LM-head weight.
-            hidden: (B, L, d), from :meth:`forward` of the same tokens.
+            hidden: (B, L - ahead, d), from :meth:`forward` of the same tokens.
             tokens: (B, row_tokens(L)) int64 ids.
+            ahead: 0, or by how many positions further what a position is scored by lies than what it predicts as ever.
 
         Returns:
             The sum in nats, which is differentiated; its parts by row (B,); and the count of positions, a scalar tensor.

@@ -34,7 +34,9 @@ class NextTokenPhase(PhaseStrategy):
         """(B, L + 1) ids to (B, L, d) hidden states."""
         return model.body(model.embed(tokens[:, :-1]))
 
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """Cross-entropy of (B, L, d) hidden states against tokens 1 to L of (B, L + 1)."""
-        loss = next_token_cross_entropy(hidden.flatten(0, 1), model.head, tokens[:, 1:].flatten(), model.softcap)
+        loss = next_token_cross_entropy(
+            hidden.flatten(0, 1), model.head, tokens[:, 1 + ahead :].flatten(), model.softcap
+        )
         return loss.by_row(len(tokens))

@@ -74,16 +74,29 @@ class SuperpositionPhase(PhaseStrategy):
         bags, _ = inputs_and_targets(tokens, self._bag_size)
         return model.body(model.embed_bags(bags))
 
-    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor) -> LossSum:
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """The objective of (B, L, d) hidden states against bags 1 to L of each row."""
         _, targets = inputs_and_targets(tokens, self._bag_size)
-        hidden, targets = hidden.flatten(0, 1), targets.flatten(0, 1)
+        return self.score(model, hidden, targets[:, ahead:])
+
+    def score(self, model: "CausalLM", hidden: Tensor, targets: Tensor) -> LossSum:
+        """The objective over targets of any origin, for phases that choose others.
+
+        Args:
+            model: for its LM-head weight.
+            hidden: (B, L, d).
+            targets: (B, L, s) ids; ``IGNORED`` ones are not scored.
+
+        Returns:
+            As :meth:`loss`.
+        """
+        rows, hidden, targets = len(hidden), hidden.flatten(0, 1), targets.flatten(0, 1)
         if self.objective == "bag_mass":
             loss = bag_mass_cross_entropy(hidden, model.head, targets, model.softcap)
         else:
             weights = self._weights_on(hidden.device)
             loss = multi_hot_cross_entropy(hidden, model.head, targets, weights, model.softcap)
-        return loss.by_row(len(tokens))
+        return loss.by_row(rows)
 
     def _weights_on(self, device: torch.device) -> Tensor:
         # Kept there: a copy from the host at every step would have the host wait for the device.

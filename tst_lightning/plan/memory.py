@@ -75,6 +75,8 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     dtype, autocast = PRECISIONS[setting.precision]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_causal_lm(setting.config, experts="batched_mm")
+        phases = list(phases)
+        model.equip(phases)
         model.routers = None  # what the balance of experts keeps, a number an expert and position, is next to nothing
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)

@@ -266,5 +266,6 @@ def _under_limit(
         "output_only",
         None,
         f"{much} data. Output-only superposition reads no more than the baseline; it was published as better than the"
-        " baseline and worse than full superposition. This version does not train it yet",
+        " baseline and worse than full superposition. phases.OutputOnlyPhase trains it, configs/variants/output_only.yaml"
+        " is a start",
     )

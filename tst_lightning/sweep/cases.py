@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ from tst_lightning.errors import ConfigError
 # Keys that repeat a setting rather than change it.
 SEED_KEYS = {"seed_everything", "data.seed"}
 PHASES = "model.phases"
+# Swept like any key: a YAML file, or several, composed after those of every run.
+CONFIG = "config"
 _LONGEST_NAME = 120
 
 Settings = dict[str, Any]
@@ -26,7 +29,7 @@ class Case:
 
     Attributes:
         name: of its folder; made of what is swept alone, so that a sweep can grow around its finished runs.
-        configs: YAML files of ``tst fit``, composed in this order.
+        configs: YAML files of ``tst fit``, composed in this order, swept ones among them.
         settings: swept key, or keys joined by commas, to value.
         fixed: key to value, the same in every run.
         baseline: whether it is the reference that other cases are held against.
@@ -45,7 +48,7 @@ class Case:
 
     def overrides(self) -> Settings:
         """Every single key that the run gets beside its YAML files."""
-        swept = {part: value for key, value in self.settings.items() for part in key.split(",")}
+        swept = {part: value for key, value in self.settings.items() for part in key.split(",") if key != CONFIG}
         return self.fixed | swept
 
     def arguments(self) -> list[str]:
@@ -80,13 +83,16 @@ def make_cases(swept: Sequence[Settings], configs: Sequence[str], fixed: Setting
         ConfigError: two cases are the same.
     """
     names = labels(key for settings in swept for key in settings)
-    cases = [Case(_name(settings, names) or "as_configured", tuple(configs), settings, fixed) for settings in swept]
+    cases = [
+        Case(_name(settings, names) or "as_configured", (*configs, *_overlays(settings)), settings, fixed)
+        for settings in swept
+    ]
     check_unique(cases)
     return cases
 
 
 def make_baselines(cases: Iterable[Case], configs: Sequence[str]) -> list[Case]:
-    """The baseline's cases: one for each combination of what other cases sweep beside their phases, seeds among it."""
+    """The baseline's cases: one for each combination of what other cases sweep beside phases and files, seeds among it."""
     found: dict[str, Case] = {}
     for case in cases:
         settings = {kept: value for key, value in case.settings.items() if (kept := _without_phases(key))}
@@ -125,16 +131,24 @@ def labels(keys: Iterable[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A value as people read it, and as it stands in a name: 0.2, 1e-05, true, null."""
+    """A value as people read it, and as it stands in a name: 0.2, 1e-05, true, null; of a YAML file the bare name."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, list):
         return "_".join(map(value_text, value))
-    return str(value)
+    text = str(value)
+    return PurePath(text).stem if text.endswith((".yaml", ".yml")) else text
 
 
 def _without_phases(key: str) -> str:
-    return ",".join(part for part in key.split(",") if part != PHASES and not part.startswith(f"{PHASES}."))
+    return ",".join(
+        part for part in key.split(",") if part not in (PHASES, CONFIG) and not part.startswith(f"{PHASES}.")
+    )
+
+
+def _overlays(settings: Settings) -> list[str]:
+    files = settings.get(CONFIG, [])
+    return [files] if isinstance(files, str) else files
 
 
 def _name(settings: Settings, names: Mapping[str, str]) -> str:

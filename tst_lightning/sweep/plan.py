@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.sweep.cases import Case, Settings, check_unique, expand, make_baselines, make_cases
+from tst_lightning.sweep.cases import CONFIG, Case, Settings, check_unique, expand, make_baselines, make_cases
 
 KEYS = ("fit", "baseline", "set", "grid", "list")
 # What the sweep itself gives to each run, or what would keep a run from training.
-_TAKEN = {"run_dir", "ckpt_path", "config", "print_config"}
+_TAKEN = {"run_dir", "ckpt_path", "print_config"}
 _KEY = re.compile(r"\w+(\.\w+)*")
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # which YAML 1.1 takes for text where it has no point
 
@@ -68,7 +68,12 @@ def make_plan(out: str, content: dict[str, Any], where: str) -> Plan:
     listed = content.get("list") or []
     if not isinstance(listed, list):
         raise ConfigError(f"list: expected a list of cases, each a mapping of keys to values, got {listed!r}")
-    cases = make_cases(expand(grid, (_settings("list", each, where) for each in listed)), configs, fixed)
+    swept = expand(grid, (_settings("list", each, where) for each in listed))
+    if CONFIG in fixed:
+        raise ConfigError(f"set: '{CONFIG}' would add files to every run (in {where}); name them under fit")
+    for settings in swept:
+        _files(CONFIG, settings.get(CONFIG), where)
+    cases = make_cases(swept, configs, fixed)
     if not configs:
         raise ConfigError("no configuration is given; name one of `tst fit`, such as --fit configs/quickstart/tst.yaml")
     if not cases:
@@ -125,6 +130,10 @@ def _settings(name: str, value: Any, where: str) -> Settings:
                 raise ConfigError(
                     f"{name}: '{key}' is no key (in {where}); write it as for `tst fit`, such as"
                     " model.optimizer.init_args.lr, and join keys that move together by commas without spaces"
+                )
+            if part == CONFIG and len(parts) > 1:
+                raise ConfigError(
+                    f"{name}: '{key}' joins files with another key (in {where}); sweep them by themselves"
                 )
             if part in _TAKEN:
                 raise ConfigError(f"{name}: '{part}' is given to each run by the sweep itself (in {where}); remove it")

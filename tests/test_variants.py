@@ -1,0 +1,50 @@
+"""Every variant of configs/variants trains to its end at toy size, goes on bit for bit from its phase switch, and leaves an
+ordinary model.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tests.conftest import ROOT
+from tests.test_resume import assert_same_state, last
+from tst_lightning.export.trained import read_trained
+
+VARIANTS = sorted((ROOT / "configs" / "variants").glob("*.yaml"))
+QUICKSTART = yaml.safe_load((ROOT / "configs" / "quickstart" / "tst.yaml").read_text())
+
+
+def test_variants_change_what_they_name_alone() -> None:
+    """An overlay that repeated other values of the quickstart would take the place of a user's own."""
+    assert len(VARIANTS) >= 5
+    for path in VARIANTS:
+        variant = yaml.safe_load(path.read_text())
+        assert variant.pop("run_dir") == f"runs/variants/{path.stem}"
+        assert variant.keys() <= {"model", "data", "callbacks"}, path
+        assert variant.get("data", {}).keys() <= {"block_rows"}, path
+        for key, value in variant.get("model", {}).items():
+            assert value != QUICKSTART["model"].get(key), (path, key)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_variant(path: Path, tmp_path: Path, fit: Callable[..., tuple[int, str]]) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    code, printed = fit("whole", "--config", str(path), "--run_dir", str(whole))
+    assert code == 0, printed
+    switches = sorted((whole / "checkpoints").glob("switch-*.ckpt"))
+    assert switches, printed
+    at = switches[-1]
+    code, printed = fit("resumed", "--config", str(path), "--run_dir", str(resumed), "--ckpt_path", str(at))
+    assert code == 0, printed
+    assert_same_state(last(whole), last(resumed))
+
+    trained = read_trained(whole / "checkpoints" / "last.ckpt")
+    with torch.device("meta"):
+        untouched = AutoModelForCausalLM.from_config(LlamaConfig(**trained.settings))
+    assert {name: value.shape for name, value in trained.weights.items()} == {
+        name: value.shape for name, value in untouched.state_dict().items()
+    }
