@@ -1,11 +1,21 @@
 """Bags spelled out in integers, and the mean embedding against the paper's own loop."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tst_lightning.bags import BAG_WEIGHTINGS, bag_weights, fold, inputs_and_targets, mean_embedding, pad_documents
+from tst_lightning.bags import (
+    BAG_WEIGHTINGS,
+    PowerLaw,
+    bag_weights,
+    fold,
+    inputs_and_targets,
+    mean_embedding,
+    pad_documents,
+)
 from tst_lightning.losses import IGNORED
 
 
@@ -91,6 +101,28 @@ def test_weights_by_hand() -> None:
     # Paper's constants: 3.63 + 1.35 at i = 1, 3.63 + 1.35 * 2 ** -1.25 at i = 2.
     fitted = bag_weights("fitted_power_law", 2)
     assert (fitted[0] / fitted[1]).item() == pytest.approx(4.98 / (3.63 + 1.35 * 2**-1.25))
+
+
+def test_weights_of_given_constants() -> None:
+    assert bag_weights(PowerLaw(0, 1, -1), 65_536).equal(bag_weights("power_law", 65_536))
+    assert bag_weights(PowerLaw(3.63, 1.35, -1.25), 16).equal(bag_weights("fitted_power_law", 16))
+    assert bag_weights(PowerLaw(2, 0, -1), 4).equal(bag_weights("uniform", 4))
+    assert bag_weights(PowerLaw(1, 3, 2), 3).tolist() == pytest.approx([4 / 45, 13 / 45, 28 / 45])
+
+
+@pytest.mark.parametrize(
+    ("constants", "bag_size"),
+    [
+        *(((math.nan, 1, -1), 2), ((1, math.inf, -1), 2), ((1, 1, math.nan), 2)),
+        *(((-1.5, 1, 0), 2), ((-0.6, 1, -1), 2), ((0, 0, -1), 4)),
+        *(((0, 1, 2_000), 2), ((1e308, 1, -1), 2)),  # beyond a float; their sum is
+    ],
+)
+def test_constants_that_give_no_weights_are_refused(constants: tuple[float, ...], bag_size: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"PowerLaw\(.*\) does not give the {bag_size} tokens of a bag finite weights"
+    ):
+        bag_weights(PowerLaw(*constants), bag_size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

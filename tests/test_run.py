@@ -217,3 +217,16 @@ def test_two_seeds_are_one_arm_to_the_referee(fit: Any, tmp_path: Path) -> None:
     first, second = read_runs([str(tmp_path / "tst-seed1"), str(tmp_path / "tst-seed2")])
     (arm,) = arms_of([first, second])
     assert (arm.name, arm.seeds) == ("tst", [1, 2])
+
+
+def test_weights_by_constants_of_ones_own_are_told_everywhere(fit: Any, tmp_path: Path, tiny_run: Path) -> None:
+    law = {"constant": 0.25, "factor": 1.5, "exponent": -0.75}
+    weighting = {"model__phases__superposition__init_args__weighting": law}
+    code, said = fit("run", trainer__max_steps=10, **weighting)
+    assert code == 0, said
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["phases"][0]["settings"]["weighting"] == {"class": "PowerLaw", **law}
+
+    page = tmp_path / "report"
+    assert main(["compare", str(tiny_run), str(tmp_path / "run"), "--out", str(page)]) == 0
+    assert "&quot;exponent&quot;: -0.75" in (page / "report.html").read_text()

@@ -6,6 +6,7 @@ Source of the method: arXiv 2605.06546, section 3 (the same mechanism as arXiv 2
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,41 @@ from torch import Tensor
 
 from tst_lightning.fused_cross_entropy import IGNORED
 
-# Weight of the i-th token of a bag (i from 1) before normalisation. The fitted power law is the paper's fit of the
-# mutual information of DCLM token pairs over their distance.
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The weight constant + factor * i**exponent of the i-th token of a bag, i from 1, before normalisation.
+
+    The token is i tokens after the last one that was read, and so this is the form that the mutual information of two
+    tokens takes over their distance (`tst prepare --mutual_information` fits one).
+
+    Args:
+        constant: C0, what is left of the weight far away.
+        factor: a, of the part that changes with the distance.
+        exponent: k, below 0 where weights fall.
+    """
+
+    constant: float
+    factor: float
+    exponent: float
+
+    def __call__(self, i: int) -> float:
+        """The weight of token i.
+
+        Raises:
+            OverflowError: it is too large for a float.
+        """
+        return self.constant + self.factor * i**self.exponent
+
+
+# The paper's fit of the mutual information of DCLM token pairs over their distance.
+DCLM_FIT = PowerLaw(3.63, 1.35, -1.25)
+
+# Weight of the i-th token of a bag (i from 1) before normalisation.
 BAG_WEIGHTINGS: dict[str, Callable[[int], float]] = {
     "uniform": lambda i: 1.0,
-    "power_law": lambda i: 1.0 / i,
-    "fitted_power_law": lambda i: 3.63 + 1.35 * i**-1.25,
+    "power_law": PowerLaw(0.0, 1.0, -1.0),
+    "fitted_power_law": DCLM_FIT,
     "exponential": lambda i: math.exp(-i),
     "first": lambda i: float(i == 1),
 }
@@ -86,23 +116,37 @@ def pad_documents(tokens: Tensor, bag_size: int, end_of_document_id: int | None)
     return padded.scatter(1, place.clamp(max=tokens.shape[1]), tokens)[:, :-1]
 
 
-def bag_weights(weighting: str, bag_size: int) -> Tensor:
+def bag_weights(weighting: str | PowerLaw, bag_size: int) -> Tensor:
     """The share of the loss that each token of a target bag carries.
 
     Args:
-        weighting: a key of :data:`BAG_WEIGHTINGS`.
+        weighting: a key of :data:`BAG_WEIGHTINGS`, or a power law with constants of one's own.
         bag_size: s.
 
     Returns:
         (s,) float64, non-negative, summing to 1.
 
     Raises:
-        ValueError: unknown weighting.
+        ValueError: unknown weighting; or a power law that gives some token of the bag a negative weight or none that
+            is finite, or all of them 0.
     """
-    if weighting not in BAG_WEIGHTINGS:
-        raise ValueError(f"unknown bag weighting '{weighting}'; choose one of {', '.join(BAG_WEIGHTINGS)}")
-    weights = torch.tensor([BAG_WEIGHTINGS[weighting](i) for i in range(1, bag_size + 1)], dtype=torch.float64)
-    return weights / weights.sum()
+    if not isinstance(weighting, PowerLaw) and weighting not in BAG_WEIGHTINGS:
+        raise ValueError(
+            f"unknown bag weighting '{weighting}'; choose one of {', '.join(BAG_WEIGHTINGS)}, or give the constants of a"
+            " power law: {constant: C0, factor: a, exponent: k}"
+        )
+    weight_of = weighting if isinstance(weighting, PowerLaw) else BAG_WEIGHTINGS[weighting]
+    try:
+        weights = torch.tensor([weight_of(i) for i in range(1, bag_size + 1)], dtype=torch.float64)
+    except OverflowError:
+        weights = torch.tensor([math.inf])
+    total = weights.sum()
+    if not total.isfinite() or (weights < 0).any() or total == 0:
+        raise ValueError(
+            f"weighting {weighting} does not give the {bag_size} tokens of a bag finite weights of 0 and more, and one"
+            " above 0; change its constants"
+        )
+    return weights / total
 
 
 def mean_embedding(bags: Tensor, weight: Tensor, untrained: int | None = None) -> Tensor:

@@ -42,10 +42,12 @@ MOE = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    """Two finished runs: ``dense``, and ``moe``, a tied mixture of experts."""
+    """Two finished runs: ``dense``, and ``moe``, a tied mixture of experts whose bags are weighted by given constants."""
     folder = tmp_path_factory.mktemp("runs")
     moe = {"class_path": "transformers.Qwen3MoeConfig", "init_args": MOE}
-    for name, changes in {"dense": {}, "moe": {"model__config": moe}}.items():
+    law = {"constant": 0.25, "factor": 1.5, "exponent": -0.75}
+    weighted = {"model__config": moe, "model__phases__superposition__init_args__weighting": law}
+    for name, changes in {"dense": {}, "moe": weighted}.items():
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tiny_config(folder / name, shards, **changes), sort_keys=False))
         assert main(["fit", "--config", str(path)]) == 0
@@ -158,7 +160,9 @@ def test_an_experts_superposition_checkpoint_in_bfloat16_in_place_of_another(
     assert (
         "note      the checkpoint is from phase 'superposition', in which positions read and predict bags of 4" in said
     )
-    assert "**Warning:** the checkpoint is from phase 'superposition'" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "**Warning:** the checkpoint is from phase 'superposition'" in card
+    assert "PowerLaw" in card and "-0.75" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "generation_config.json", "README.md", "model.safetensors")

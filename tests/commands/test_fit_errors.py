@@ -67,6 +67,7 @@ def put(path: str, value: Any) -> Callable[[Config], None]:
 
 MODEL = "model.config.init_args"
 BAGS = "model.phases.superposition.init_args"
+LAW = {"constant": 0.1, "factor": 1.2, "exponent": -0.9}
 ADAM = "model.optimizer.init_args"
 CHECKPOINT = "callbacks.best"
 HELP = "see `tst fit --help`"
@@ -179,7 +180,12 @@ HELP = "see `tst fit --help`"
         (f"{BAGS}.share", -0.1, ["share of the steps is -0.1", "between 0 and 1"]),
         (f"{BAGS}.bag_size", 3, ["bag_size 3", "does not divide data.block_rows 4"]),
         (f"{BAGS}.bag_size", 0, ["bag_size is 0", "at least 1"]),
-        (f"{BAGS}.weighting", "even", ["unknown bag weighting 'even'", "uniform, power_law"]),
+        (f"{BAGS}.weighting", "even", ["unknown bag weighting 'even'", "uniform, power_law", "{constant: C0,"]),
+        (f"{BAGS}.weighting", None, ["unknown bag weighting 'None'"]),
+        (f"{BAGS}.weighting", {"constant": 0, "factor": 1}, ["weighting", "arguments are required: exponent"]),
+        (f"{BAGS}.weighting", LAW | {"constant": -2}, ["PowerLaw(constant=-2.0,", "finite weights of 0 and more"]),
+        (f"{BAGS}.weighting", LAW | {"constant": "x"}, ["weighting", "constant: expected float, got x"]),
+        (f"{BAGS}.weighting", LAW | {"exponent": 10**400}, ["int too large to convert to float"]),
         ("model.phases", {}, ["model.phases is empty"]),
         ("trainer.max_steps", ..., ["trainer.max_steps is -1", "--trainer.max_steps 1000"]),
         ("trainer.max_steps", None, ["trainer.max_steps: expected int, got null"]),

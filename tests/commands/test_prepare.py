@@ -1,10 +1,13 @@
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tst_lightning.__main__ import main
@@ -144,6 +147,87 @@ def test_what_cannot_be_verified_is_refused(prepared, capsys, arguments, message
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_mutual_information_of_new_shards_and_of_finished_ones(corpus, capsys):
+    measuring = [*ARGUMENTS, "--mutual_information", "--largest_distance", "8"]
+    assert main(measuring) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("wrote 'out' in ")
+    written = Path("out/mutual_information.json").read_bytes()
+    found = json.loads(written)
+    manifest = Manifest.read("out")
+    assert (found["train_sha256"], found["tokens_read"]) == (manifest.train.sha256, manifest.train.tokens)
+    assert [estimate["distance"] for estimate in found["estimates"]] == list(range(1, 9))
+    assert Path("out/mutual_information.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in Path("out").iterdir()} == {
+        *("manifest.json", "tokenizer.json", "tokenizer_config.json", "train", "val"),
+        *("mutual_information.json", "mutual_information.png"),
+    }
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d+ +[\d,]+ ", line)]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "6", "8"]
+    assert rows[0][1:5] == [
+        f"{value:,}" if name == "pairs" else f"{value:.4f}" for name, value in list(found["estimates"][0].items())[1:]
+    ]
+
+    modified = Path("out/train/chunk-0-0.bin").stat().st_mtime_ns
+    Path("out/mutual_information.json").unlink()
+    assert main([*measuring[:-3], "--mutual-information", "--largest_distance", "8"]) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("reused: 'out'")
+    assert again.splitlines()[1:-1] == out.splitlines()[1:-1]
+    assert Path("out/mutual_information.json").read_bytes() == written
+    assert Path("out/train/chunk-0-0.bin").stat().st_mtime_ns == modified, "nothing was tokenised again"
+
+    Path("out/mutual_information.json").unlink()
+    assert main(["prepare", "--mutual_information", "--out", "out", "--largest_distance", "8"]) == 0
+    alone = capsys.readouterr().out.splitlines()
+    assert alone[:-1] == again.splitlines()[-len(alone) : -1] and alone[-1].startswith("measured in ")
+    assert Path("out/mutual_information.json").read_bytes() == written
+    assert main(["prepare", "--mutual_information", "--out", "out", "--vocab_size", "300"]) == 2
+    assert "no input: give files" in capsys.readouterr().err
+    assert main(["prepare", "--mutual_information", "--out", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("error: no shards at 'nothing': run `tst prepare ... --out nothing`")
+
+    assert main(["prepare", "--verify", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["ok"]
+    assert main(ARGUMENTS) == 0
+    assert capsys.readouterr().out.startswith("reused: 'out'")
+
+
+def test_the_yaml_of_the_mutual_information_weights_a_run(corpus, capsys):
+    assert main([*ARGUMENTS, "--mutual_information", "--largest_distance", "8", "--most_pairs", "1000"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("yaml ")]
+    weighting = yaml.safe_load(lines[0].removeprefix("yaml"))
+    law = json.loads(Path("out/mutual_information.json").read_text())["weighting"]
+    assert weighting == {"weighting": {name: pytest.approx(value, rel=1e-3) for name, value in law.items()}}
+    bags = {"class_path": "tst_lightning.phases.SuperpositionPhase", "init_args": {"bag_size": 4, **weighting}}
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": {"phases": {"superposition": bags}}}))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(ROOT / "configs/quickstart/tst.yaml"), "--config", "mine.yaml", "--print_config"])
+    phases = yaml.safe_load(capsys.readouterr().out)["model"]["phases"]
+    assert phases["superposition"]["init_args"]["weighting"] == weighting["weighting"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--largest_distance", "8"], "--largest_distance goes with --mutual_information; add that, or leave it out"),
+        (["--most_pairs", "8"], "--most_pairs goes with --mutual_information; add that, or leave it out"),
+        (["--mutual_information", "--largest_distance", "2"], "--largest_distance 2 must be at least 4"),
+        (["--mutual_information", "--most_pairs", "0"], "--most_pairs 0 must be at least 1"),
+        (["--mutual_information", "--largest_distance", "4000"], "no document has two tokens 4000 apart among the"),
+        (
+            ["--mutual_information", "--verify", "out"],
+            "takes nothing else, but got inputs, out, vocab_size, val_share, chunk_bytes, mutual_information; give",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(prepared, capsys, arguments, message):
+    assert main([*ARGUMENTS, "--chunk_bytes", "4096", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not Path("out/mutual_information.json").exists()
 
 
 def test_several_inputs_of_several_kinds_and_the_interpreters_own_source(corpus, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.compare.run_folders import run
 from tests.sweep.plans import SEED, SHARE, SIZE, finish, plan_of
@@ -142,6 +143,12 @@ def test_weighting_of_a_run(tmp_path: Path) -> None:
         "model: {phases: {a: {init_args: {weighting: power_law}}, b: {class_path: x, init_args: null}}}"
     )
     assert weighting_of(str(tmp_path)) == "power_law"
+    given = {"constant": 0.1, "factor": 1.2, "exponent": -0.9}
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"phases": {"a": {"init_args": {"weighting": given}}}}})
+    )
+    assert weighting_of(str(tmp_path)) == given
+    assert nearest_grid(3e9, 4e10, given) == nearest_grid(3e9, 4e10, "first"), "no published grid has such weights"
 
 
 def surface(losses: dict[Cell, float]) -> Surface:

@@ -1,4 +1,4 @@
-"""`tst prepare`: text -> tokenised shards and a manifest; and shards checked against theirs."""
+"""`tst prepare`: text -> tokenised shards and a manifest; shards measured, and shards checked against their manifest."""
 
 import shlex
 import shutil
@@ -17,6 +17,7 @@ from tst_lightning.shards.manifest import SPLITS, Manifest, SplitInfo
 _EXAMPLES = ((8, 512), (16, 2048))
 _CONFIG, _CONFIG_VOCAB_SIZE = "configs/quickstart/tst.yaml", 1024
 _NAMED = 5  # files named when there are more
+_LARGEST_DISTANCE, _MOST_PAIRS = 64, 20_000_000
 
 
 def main(name: str, arguments: list[str]) -> None:
@@ -27,7 +28,8 @@ def main(name: str, arguments: list[str]) -> None:
         arguments: the words after it.
 
     Raises:
-        UserError: see :func:`tst_lightning.shards.build.build`; or shards that are not as they were written.
+        UserError: see :func:`tst_lightning.shards.build.build` and
+            :func:`tst_lightning.mutual_information.measure.measure`; or shards that are not as they were written.
     """
     parser = OneLineParser(prog=f"tst {name}", description="Turns text into tokenised shards, with a manifest.")
     parser.add_argument(
@@ -37,12 +39,28 @@ def main(name: str, arguments: list[str]) -> None:
     parser.add_function_arguments(build, as_group=False, skip={"inputs", "out", "overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="replace the shards in --out")
     parser.add_argument(
+        "--mutual_information",
+        "--mutual-information",
+        action="store_true",
+        help="then measure how much a token of the train split tells about one some tokens further on, fit a power law to"
+        " it, by which a bag's tokens can be weighted, and plot it, into --out; with --out alone, of the shards there",
+    )
+    parser.add_argument(
+        "--largest_distance", type=int, help=f"of two tokens in --mutual_information (default: {_LARGEST_DISTANCE})"
+    )
+    parser.add_argument(
+        "--most_pairs",
+        type=int,
+        help="counted at each distance in --mutual_information; of a larger split a part is read, spread evenly over it"
+        f" (default: {_MOST_PAIRS})",
+    )
+    parser.add_argument(
         "--verify", type=str, metavar="DIR", help="check every byte of finished shards instead; takes no other option"
     )
     options: dict[str, Any] = parser.parse_args(arguments).as_dict()
+    defaults = parser.get_defaults().as_dict()
     folder = options.pop("verify")
     if folder is not None:
-        defaults = parser.get_defaults().as_dict()
         if others := [name for name, value in options.items() if value != defaults[name]]:
             raise ConfigError(f"--verify {folder} takes nothing else, but got {', '.join(others)}; give it alone")
         _verify(Path(folder))
@@ -50,6 +68,14 @@ def main(name: str, arguments: list[str]) -> None:
     out = options["out"]
     if not out:
         raise ConfigError("--out is not given; name the folder to write, such as --out data/mine")
+    measuring = options.pop("mutual_information")
+    limits = {"largest_distance": _LARGEST_DISTANCE, "most_pairs": _MOST_PAIRS}
+    given = {name: value for name in limits if (value := options.pop(name)) is not None}
+    if given and not measuring:
+        raise ConfigError(f"--{next(iter(given))} goes with --mutual_information; add that, or leave it out")
+    if measuring and all(options[name] == defaults[name] for name in options if name != "out"):
+        _measure(Manifest.read(out), Path(out), **limits | given)  # whatever they were made of
+        return
     started = time.monotonic()
     manifest, reused = build(**options)
     seconds = time.monotonic() - started
@@ -58,7 +84,20 @@ def main(name: str, arguments: list[str]) -> None:
     else:
         speed = (manifest.train.tokens + manifest.val.tokens) / seconds
         print(f"wrote '{out}' in {seconds:,.1f} s, {speed:,.0f} tokens per second")
-    print("\n".join(_summary(manifest, out)))
+    print("\n".join(_summary(manifest, out)), flush=True)
+    if measuring:
+        _measure(manifest, Path(out), **limits | given)
+
+
+def _measure(manifest: Manifest, folder: Path, largest_distance: int, most_pairs: int) -> None:
+    # Imported here: help and refused arguments need not wait for it.
+    from tst_lightning.mutual_information.measure import measure
+    from tst_lightning.mutual_information.report import write_report
+
+    started = time.monotonic()
+    measurement = measure(manifest, largest_distance, most_pairs)
+    print("\n".join(write_report(measurement, manifest, folder)))
+    print(f"measured in {time.monotonic() - started:,.1f} s")
 
 
 def _verify(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tst_lightning.bags import inputs_and_targets, pad_documents
+from tst_lightning.bags import PowerLaw, inputs_and_targets, pad_documents
 from tst_lightning.losses import IGNORED, LossSum
 from tst_lightning.modeling.documents import check_masks_documents
 from tst_lightning.phases.superposition import SuperpositionPhase
@@ -56,7 +56,7 @@ class DocumentBagsPhase(SuperpositionPhase):
         self,
         bag_size: int,
         share: float | None = None,
-        weighting: str = "uniform",
+        weighting: str | PowerLaw = "uniform",
         objective: Literal["multi_hot", "bag_mass"] = "multi_hot",
         mask_attention: bool = False,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from tst_lightning.bags import PowerLaw
 from tst_lightning.errors import ConfigError
 from tst_lightning.phases.superposition import SuperpositionPhase
 
@@ -32,7 +33,7 @@ class FoldedRowsPhase(SuperpositionPhase):
         self,
         bag_size: int,
         share: float | None = None,
-        weighting: str = "uniform",
+        weighting: str | PowerLaw = "uniform",
         objective: Literal["multi_hot", "bag_mass"] = "multi_hot",
         row_multiple: int | None = None,
     ) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from tst_lightning.bags import PowerLaw
 from tst_lightning.losses import LossSum
 from tst_lightning.phases.superposition import SuperpositionPhase
 
@@ -35,7 +36,7 @@ class OutputOnlyPhase(SuperpositionPhase):
         self,
         bag_size: int,
         share: float | None = None,
-        weighting: str = "uniform",
+        weighting: str | PowerLaw = "uniform",
         objective: Literal["multi_hot", "bag_mass"] = "multi_hot",
     ) -> None:
         super().__init__(bag_size, share, weighting, objective)
@@ -80,7 +81,7 @@ class AnnealedOutputPhase(OutputOnlyPhase):
         ConfigError: as there.
     """
 
-    def __init__(self, bag_size: int, share: float | None = None, weighting: str = "uniform") -> None:
+    def __init__(self, bag_size: int, share: float | None = None, weighting: str | PowerLaw = "uniform") -> None:
         super().__init__(bag_size, share, weighting)
         self._progress = 0.0
 

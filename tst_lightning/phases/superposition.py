@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from tst_lightning.bags import bag_weights, inputs_and_targets
+from tst_lightning.bags import PowerLaw, bag_weights, inputs_and_targets
 from tst_lightning.errors import ConfigError
 from tst_lightning.losses import LossSum, bag_mass_cross_entropy, multi_hot_cross_entropy
 from tst_lightning.phases.base import PhaseStrategy
@@ -26,20 +26,21 @@ class SuperpositionPhase(PhaseStrategy):
         bag_size: tokens a bag, s; the published runs use 6 up to 3B parameters and 16 for 10B-A1B.
         share: share of all optimizer steps, r in the paper, 0 to 1; None takes what the other phases leave.
         weighting: the share of the loss that each token of a target bag carries: uniform, power_law (better from
-            s = 8 up), fitted_power_law, exponential or first.
+            s = 8 up), fitted_power_law, exponential or first; or the constants of a power law, C0 + a * i**k of token
+            i, as {constant: C0, factor: a, exponent: k}.
         objective: multi_hot, or bag_mass: the probability that the bag's distinct tokens have together (the paper's
             MCE-alt, published as equally good); it takes no weighting.
 
     Raises:
-        ConfigError: bag size below 1 or beyond 65,536, unknown weighting, a weighting with bag_mass, share outside
-            [0, 1].
+        ConfigError: bag size below 1 or beyond 65,536, unknown weighting or constants that give no weights, a
+            weighting with bag_mass, share outside [0, 1].
     """
 
     def __init__(
         self,
         bag_size: int,
         share: float | None = None,
-        weighting: str = "uniform",
+        weighting: str | PowerLaw = "uniform",
         objective: Literal["multi_hot", "bag_mass"] = "multi_hot",
     ) -> None:
         super().__init__(share)

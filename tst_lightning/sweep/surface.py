@@ -80,7 +80,7 @@ def surface_of(settings: Sequence[Setting], baseline: Setting | None) -> Surface
     return Surface(losses, deviations, baseline.mean if baseline else None, tuple(others))
 
 
-def nearest_grid(parameters: float, positions: float, weighting: str = "uniform") -> Grid:
+def nearest_grid(parameters: float, positions: float, weighting: str | dict[str, float] = "uniform") -> Grid:
     """The published grid nearest in size and length.
 
     Args:
@@ -97,8 +97,10 @@ def nearest_grid(parameters: float, positions: float, weighting: str = "uniform"
     )
 
 
-def weighting_of(run_dir: str) -> str:
-    """The weighting of a run's superposition phase, by its resolved configuration; uniform where that has none."""
+def weighting_of(run_dir: str) -> str | dict[str, float]:
+    """The weighting of a run's superposition phase, by its resolved configuration: a name, or a power law's constants;
+    uniform where that has none.
+    """
     path = Path(run_dir) / "config.yaml"
     config: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     phases = ((config.get("model") or {}).get("phases") or {}).values()
