@@ -64,7 +64,7 @@ class SuperpositionModule(LightningModule):
         config: Hugging Face configuration of the model, such as ``transformers.LlamaConfig``.
         phases: name to phase, in the order of training; names appear in the log.
         optimizer: any torch optimizer; matrices take its weight decay, vectors none.
-        lr_schedule: learning-rate schedule over all optimizer steps.
+        lr_schedule: learning-rate schedule over all optimizer steps, or over each phase's.
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
             checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
@@ -95,6 +95,7 @@ class SuperpositionModule(LightningModule):
         self._corpus_loss: Tensor = torch.zeros(())
         self._corpus_rows: list[int] = []
         self._planned_steps: int | None = None
+        self._planned_switches: list[int] = []
         self._gradient_norm: Tensor | None = None
         self._norm_to_log: Tensor = torch.zeros(())
         self._made_with: dict[str, dict[str, Any]] = {}
@@ -166,18 +167,14 @@ class SuperpositionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over decay and no-decay groups, and the schedule stepped with it."""
-        total = self.trainer.max_steps
-        if self.lr_schedule.warmup_steps >= total > 0:
-            raise ConfigError(
-                f"lr_schedule.warmup_steps is {self.lr_schedule.warmup_steps}, but the run has only {total} steps;"
-                " lower it, or raise trainer.max_steps"
-            )
+        total, switches = self.trainer.max_steps, self.schedule.switches
+        self.lr_schedule.check_fits({entry.name: entry.steps for entry in self.schedule})
         groups = decay_groups(self.model.named_parameters())
         try:
             optimizer = self.optimizer(groups)
         except (ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ConfigError(f"model.optimizer refuses its values: {str(error) or type(error).__name__}") from error
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total, switches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
@@ -188,9 +185,10 @@ class SuperpositionModule(LightningModule):
         was, now = self._planned_steps, self.trainer.max_steps
         if was in (None, now):
             return None
-        step = self.trainer.global_step
-        before, after = (self.lr_schedule.factor(step, steps) for steps in (was, now))
-        if all(self.lr_schedule.factor(k, was) == self.lr_schedule.factor(k, now) for k in range(step)):
+        step, factor = self.trainer.global_step, self.lr_schedule.factor
+        laid_out = (was, self._planned_switches), (now, self.schedule.switches)
+        before, after = (factor(step, *steps) for steps in laid_out)
+        if all(factor(k, *laid_out[0]) == factor(k, *laid_out[1]) for k in range(step)):
             return f"{now:,} steps instead of {was:,}: the learning rate had not begun to decay and is none the worse"
         return (
             f"{now:,} steps instead of {was:,}: the learning rate had begun to decay, and goes from {before:.0%} of its"
@@ -322,6 +320,7 @@ class SuperpositionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the run is made with and laid out for, and the random state, so that dropout goes on as it would."""
         checkpoint["total_steps"] = self.trainer.max_steps
+        checkpoint["switches"] = self.schedule.switches
         checkpoint["made_with"] = {
             "model.config": self._model_settings(),
             "model.optimizer": self._optimizer_settings(),
@@ -350,6 +349,8 @@ class SuperpositionModule(LightningModule):
         self._refuse_another("model.config", self._model_settings())
         self._rng = checkpoint.get("rng")
         self._planned_steps = int(checkpoint.get("total_steps", self.trainer.max_steps))
+        # Older checkpoints lack them, and know no schedule that asks.
+        self._planned_switches = [int(switch) for switch in checkpoint.get("switches", [])]
 
     def _model_settings(self) -> dict[str, Any]:
         settings = json.loads(self.config.to_json_string(use_diff=True))
@@ -386,9 +387,9 @@ class SuperpositionModule(LightningModule):
             )
         self._refuse_another("model.optimizer", self._optimizer_settings())
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
-        if self._planned_steps not in (None, self.trainer.max_steps):
-            # The saved rate is of the schedule that the run was laid out for.
-            factor = self.lr_schedule.factor(self.trainer.global_step, self.trainer.max_steps)
+        if self._planned_steps is not None:
+            # The saved rate is of the schedule that the checkpoint's run was laid out for.
+            factor = self.lr_schedule.factor(self.trainer.global_step, self.trainer.max_steps, self.schedule.switches)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         if rng := getattr(self, "_rng", None):

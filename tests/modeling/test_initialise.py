@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from tst_lightning.errors import ConfigError
-from tst_lightning.modeling import build_causal_lm, initialise
+from tst_lightning.modeling import build_causal_lm, initialise, redraw_embeddings
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -78,3 +78,26 @@ def test_a_weight_without_a_rule_is_refused() -> None:
     AutoModelForCausalLM.register(UnrulyConfig, Unruly)
     with pytest.raises(ConfigError, match="Unruly has no rule for the first values of 'lm_head.weight'"):
         drawn(UnrulyConfig(**SMALL, **ATTENTION))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_embedding_and_head_alone_are_drawn_anew(name: str) -> None:
+    lm = drawn(CONFIGS[name])
+    kept, ends = {key: value.clone() for key, value in lm.state_dict().items()}, lm.get_input_embeddings().weight
+    state = torch.get_rng_state()
+    redraw_embeddings(lm, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    both = {id(ends), id(lm.get_output_embeddings().weight)}
+    assert id(lm.get_input_embeddings().weight) == id(ends), "drawn in place"
+    changed = [key for key, value in lm.state_dict().items() if not torch.equal(value, kept[key])]
+    expected = [key for key, value in lm.named_parameters(remove_duplicate=False) if id(value) in both]
+    assert changed == expected and len(changed) == 2
+    for key in changed:
+        assert lm.state_dict()[key].std() == pytest.approx(kept[key].std().item(), rel=0.15)
+    if CONFIGS[name].pad_token_id is not None:
+        assert not ends[CONFIGS[name].pad_token_id].any()
+    first = ends.detach().clone()
+    redraw_embeddings(lm, 6)
+    assert not torch.equal(ends, first)
+    redraw_embeddings(lm, 5)
+    assert torch.equal(ends, first)

@@ -1,5 +1,6 @@
 """What watches a run: compute, progress, record, checkpoints and guards. None of them knows the module's class."""
 
+from tst_lightning.callbacks.at_switch import ReinitialiseEmbeddings, ResetOptimizer
 from tst_lightning.callbacks.expert_load import ExpertLoad
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.callbacks.graceful_stop import GracefulStop
@@ -14,6 +15,8 @@ __all__ = [
     "GracefulStop",
     "NonFiniteGuard",
     "PhaseProgressBar",
+    "ReinitialiseEmbeddings",
+    "ResetOptimizer",
     "RunRecord",
     "SwitchCheckpoint",
 ]

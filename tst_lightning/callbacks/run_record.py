@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tst_lightning.callbacks.at_switch import AtSwitch
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.errors import ConfigError
 from tst_lightning.flops import convention
@@ -122,6 +123,11 @@ class RunRecord(Callback):
             "gradient_clip_val": trainer.gradient_clip_val,
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
+            "at_switch": {
+                type(callback).__name__: {"phases": callback.phases}
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(callback, AtSwitch)
+            },
             "corpora": {
                 corpus.name: asdict(mine) | {"path": corpus.path, "share": corpus.share, "passes": mine.passes}
                 for corpus, mine in zip(data.corpora, budget.corpora.values(), strict=True)

@@ -21,6 +21,8 @@ from tst_lightning.whole_file import write_whole
 # Batch size, workers and ranks are guarded by the stream's own state.
 _TRAINER_KEYS = {"max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision", "limit_val_batches"}
 _FREE_MODEL_KEYS = {"compile", "activation_checkpointing"}
+# Callbacks watch a run, but for those that change what is trained.
+_CALLBACKS = ("ResetOptimizer", "ReinitialiseEmbeddings")
 _FREE_DATA_KEYS = {"shards", "num_workers", "cache_dir", "cache_bytes"}
 # A run may be made longer; the phases still to come then take other shares, which the stream's state checks.
 _STEPS = "trainer.max_steps"
@@ -130,6 +132,11 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "model": {key: value for key, value in (config.get("model") or {}).items() if key not in _FREE_MODEL_KEYS},
         "data": {key: value for key, value in (config.get("data") or {}).items() if key not in _FREE_DATA_KEYS},
         "trainer": {key: value for key, value in (config.get("trainer") or {}).items() if key in _TRAINER_KEYS},
+        "callbacks": {
+            name: str(callback.get("init_args"))
+            for name, callback in (config.get("callbacks") or {}).items()
+            if callback["class_path"].rpartition(".")[2] in _CALLBACKS
+        },
     }
 
 

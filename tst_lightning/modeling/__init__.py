@@ -6,7 +6,7 @@ from tst_lightning.modeling.causal_lm import (
     build_on_meta,
     experts_a_position,
 )
-from tst_lightning.modeling.initialise import initialise
+from tst_lightning.modeling.initialise import initialise, redraw_embeddings
 from tst_lightning.modeling.layers import (
     ActivationCheckpointing,
     all_alike,
@@ -32,4 +32,5 @@ __all__ = [
     "decoder_layers",
     "experts_a_position",
     "initialise",
+    "redraw_embeddings",
 ]

@@ -41,6 +41,23 @@ def initialise(lm: PreTrainedModel, device: torch.device) -> None:
         )
 
 
+@torch.no_grad()
+def redraw_embeddings(lm: PreTrainedModel, seed: int) -> None:
+    """Draws input embedding and LM head anew, by the same rules, in place; of tied ones the embedding.
+
+    Args:
+        lm: whose weights have their storage; they may be sharded.
+        seed: of the draw. The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(lm.config, dtype=torch.float32)
+        both = [whole.get_input_embeddings(), whole.get_output_embeddings()]
+        unset = _draw_some(whole, both, whole.initialize_weights, lm)
+    assert unset is None, "the first draw would have refused it"
+
+
 def _draw(lm: PreTrainedModel, by_layer: bool) -> str | None:
     """Draws all weights, and gives the name of one that was left without a value, if any."""
     with torch.device("meta"):
