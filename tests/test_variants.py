@@ -26,7 +26,8 @@ def test_variants_change_what_they_name_alone() -> None:
     for path in VARIANTS:
         variant = yaml.safe_load(path.read_text())
         assert variant.pop("run_dir") == f"runs/variants/{path.stem}"
-        assert variant.keys() <= {"model", "data", "callbacks"}, path
+        assert variant.keys() <= {"model", "data", "trainer"}, path
+        assert variant.get("trainer", {}).keys() <= {"callbacks"}, path
         assert variant.get("data", {}).keys() <= {"block_rows"}, path
         for key, value in variant.get("model", {}).items():
             assert value != QUICKSTART["model"].get(key), (path, key)
@@ -44,6 +45,8 @@ def test_variant(path: Path, tmp_path: Path, fit: Callable[..., tuple[int, str]]
     code, printed = fit("resumed", *words, "--run_dir", str(resumed), "--ckpt_path", str(at))
     assert code == 0, printed
     assert_same_state(last(whole), last(resumed))
+    code, printed = fit("whole", "--run_dir", str(whole), "--ckpt_path", "last")
+    assert code != 0 and "holds a run of other settings" in printed, "what a variant changes is part of the run"
 
     trained = read_trained(whole / "checkpoints" / "last.ckpt")
     with torch.device("meta"):

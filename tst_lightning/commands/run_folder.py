@@ -134,10 +134,16 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         "trainer": {key: value for key, value in (config.get("trainer") or {}).items() if key in _TRAINER_KEYS},
         "callbacks": {
             name: str(callback.get("init_args"))
-            for name, callback in (config.get("callbacks") or {}).items()
-            if callback["class_path"].rpartition(".")[2] in _CALLBACKS
+            for callback in _callbacks(config)
+            if (name := callback["class_path"].rpartition(".")[2]) in _CALLBACKS
         },
     }
+
+
+def _callbacks(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those with names, and the trainer's own."""
+    own = (config.get("trainer") or {}).get("callbacks") or []
+    return [*(config.get("callbacks") or {}).values(), *([own] if isinstance(own, dict) else own)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
