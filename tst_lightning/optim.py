@@ -13,7 +13,8 @@ HIDDEN = "hidden_matrices"
 
 
 class WarmupStableDecay:
-    """Warmup-stable-decay: up, flat, down to a floor; one schedule across all phases unless told otherwise.
+    """Warmup-stable-decay: up, flat, down to a floor; one schedule across all phases unless told otherwise. Where a rise
+    and the fall overlap, they multiply.
 
     With ``decay_share: 1`` and ``shape: cosine`` it is the cosine schedule; with ``per_phase: true`` each phase has one of
     its own, as the two stages of patch-level training have (Shao et al., arXiv 2407.12665).
