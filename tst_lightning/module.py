@@ -26,7 +26,7 @@ from tst_lightning.modeling import (
     compile_layers,
     initialise,
 )
-from tst_lightning.optim import WarmupStableDecay, decay_groups
+from tst_lightning.optim import HIDDEN, WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
 
@@ -166,16 +166,27 @@ class SuperpositionModule(LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over decay and no-decay groups, and the schedule stepped with it."""
+        """The optimizer, and the schedule stepped with it."""
         total, switches = self.trainer.max_steps, self.schedule.switches
         self.lr_schedule.check_fits({entry.name: entry.steps for entry in self.schedule})
-        groups = decay_groups(self.model.named_parameters())
+        optimizer = self.new_optimizer()
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total, switches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over decay and no-decay groups, as before the first step.
+
+        Raises:
+            ConfigError: it refuses its values.
+        """
+        groups = decay_groups(self.model.named_parameters(), self.model.embeddings)
         try:
             optimizer = self.optimizer(groups)
         except (ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
             raise ConfigError(f"model.optimizer refuses its values: {str(error) or type(error).__name__}") from error
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total, switches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        for group in optimizer.param_groups:
+            group.pop(HIDDEN, None)
+        return optimizer
 
     @property
     def consequence(self) -> str | None:
@@ -323,7 +334,7 @@ class SuperpositionModule(LightningModule):
         checkpoint["switches"] = self.schedule.switches
         checkpoint["made_with"] = {
             "model.config": self._model_settings(),
-            "model.optimizer": self._optimizer_settings(),
+            "model.optimizer": self._optimizer_settings(self.trainer.optimizers[0]),
         }
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -333,7 +344,7 @@ class SuperpositionModule(LightningModule):
         """Keeps the random state until training begins; set-up still draws from it.
 
         Raises:
-            ConfigError: the checkpoint is of another model, or of one that was configured otherwise.
+            ConfigError: the checkpoint is of another model, or model or optimizer were configured otherwise.
         """
         here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         # A sharded checkpoint's weights have been read by the strategy already.
@@ -347,6 +358,8 @@ class SuperpositionModule(LightningModule):
                 )
         self._made_with = checkpoint.get("made_with", {})
         self._refuse_another("model.config", self._model_settings())
+        if self.trainer.state.fn == "fit":  # before a state is loaded into another's optimizer
+            self._refuse_another("model.optimizer", self._optimizer_settings(self.new_optimizer()))
         self._rng = checkpoint.get("rng")
         self._planned_steps = int(checkpoint.get("total_steps", self.trainer.max_steps))
         # Older checkpoints lack them, and know no schedule that asks.
@@ -356,9 +369,11 @@ class SuperpositionModule(LightningModule):
         settings = json.loads(self.config.to_json_string(use_diff=True))
         return {key: value for key, value in settings.items() if key != "transformers_version"}
 
-    def _optimizer_settings(self) -> dict[str, Any]:
-        optimizer = self.trainer.optimizers[0]
-        return json.loads(json.dumps({"class": type(optimizer).__name__} | optimizer.defaults, default=str))
+    @staticmethod
+    def _optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+        # Torch adds this one wherever a state is loaded.
+        settings = {"class": type(optimizer).__name__, "differentiable": False} | optimizer.defaults
+        return json.loads(json.dumps(settings, default=str))
 
     def _refuse_another(self, key: str, now: dict[str, Any]) -> None:
         """Weights and optimizer state would come from the checkpoint, and the record say otherwise."""
@@ -375,8 +390,7 @@ class SuperpositionModule(LightningModule):
         """Restores the random state of a resumed run.
 
         Raises:
-            ConfigError: the run was begun with another optimizer, or with other values of it; or clipping would be wrong
-                under this optimizer and precision.
+            ConfigError: clipping would be wrong under this optimizer and precision.
         """
         optimizer = self.trainer.optimizers[0]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -385,7 +399,6 @@ class SuperpositionModule(LightningModule):
                 f"trainer.precision is {self.trainer.precision}, under which a fused optimizer takes its loss scale out"
                 " only after gradients are clipped; use bf16-mixed, or set model.optimizer.init_args.fused to false"
             )
-        self._refuse_another("model.optimizer", self._optimizer_settings())
         self._corpus_loss, self._corpus_rows = torch.zeros((), device=self.device), []
         if self._planned_steps is not None:
             # The saved rate is of the schedule that the checkpoint's run was laid out for.

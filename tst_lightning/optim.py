@@ -8,9 +8,13 @@ from torch import nn
 
 from tst_lightning.errors import ConfigError
 
+# Key of a parameter group, there while an optimizer is built, and not part of its state.
+HIDDEN = "hidden_matrices"
+
 
 class WarmupStableDecay:
-    """Warmup-stable-decay: up, flat, down to a floor; one schedule across all phases unless told otherwise.
+    """Warmup-stable-decay: up, flat, down to a floor; one schedule across all phases unless told otherwise. Where a rise
+    and the fall overlap, they multiply.
 
     With ``decay_share: 1`` and ``shape: cosine`` it is the cosine schedule; with ``per_phase: true`` each phase has one of
     its own, as the two stages of patch-level training have (Shao et al., arXiv 2407.12665).
@@ -109,19 +113,24 @@ class WarmupStableDecay:
         return min(1.0, (step + 1) / (steps + 1))
 
 
-def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+def decay_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], embeddings: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Splits trainable parameters into matrices, which decay, and vectors (norms, biases), which don't.
 
     Args:
         parameters: names and parameters.
+        embeddings: those of them that look ids up, or score them.
 
     Returns:
-        Parameter groups ``decay`` and ``no_decay``; the second overrides the optimizer's ``weight_decay`` by 0.
-        A group without parameters is left out.
+        Parameter groups ``decay`` and ``no_decay``; the second overrides the optimizer's ``weight_decay`` by 0. Under
+        :data:`HIDDEN` the first says of each of its parameters whether it is a matrix of the hidden layers: 2-D, and no
+        embedding. A group without parameters is left out.
     """
     trainable = [parameter for _, parameter in parameters if parameter.requires_grad]
+    matrices, apart = [p for p in trainable if p.ndim >= 2], {id(parameter) for parameter in embeddings}
     groups: list[dict[str, Any]] = [
-        {"name": "decay", "params": [parameter for parameter in trainable if parameter.ndim >= 2]},
+        {"name": "decay", "params": matrices, HIDDEN: [p.ndim == 2 and id(p) not in apart for p in matrices]},
         {"name": "no_decay", "params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations
+from tst_lightning.muon import MuonWithAdamW
 from tst_lightning.phases import MultiTokenPhase, NextTokenPhase, PhaseStrategy, SuperpositionPhase
 from tst_lightning.plan.activations import kept_bytes
 from tst_lightning.plan.memory import measure, state_bytes_per_parameter
@@ -97,6 +98,15 @@ def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:
     shared = measure(setting(layout="fsdp", devices=4), PHASES)
     assert shared.parameters == -(-4 * parameters // 4) and shared.optimizer_state == 2 * parameters
     assert shared.checkpoint == memory.checkpoint and shared.activations == memory.activations
+
+
+def test_states_of_two_kinds_are_counted_each_for_its_weights() -> None:
+    model = build_causal_lm(copy.deepcopy(MOE))
+    experts = sum(p.numel() for p in model.parameters() if p.ndim == 3)
+    rest = experts + sum(p.numel() for p in model.embeddings) + sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    memory = measure(setting(MOE, optimizer=MuonWithAdamW), PHASES)
+    assert experts > 0
+    assert memory.optimizer_state == 4 * (sum(p.numel() for p in model.parameters()) - rest) + 8 * rest
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

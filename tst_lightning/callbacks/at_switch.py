@@ -60,10 +60,9 @@ class ResetOptimizer(AtSwitch):
 
     def act(self, trainer: Trainer, pl_module: Any) -> None:
         """Puts the state of a new optimizer in the place of the old one's."""
-        optimizer = trainer.optimizers[0]
-        new = pl_module.optimizer([dict(group) for group in optimizer.param_groups])
-        optimizer.state.clear()
-        optimizer.state.update(new.state)
+        state = trainer.optimizers[0].state
+        state.clear()
+        state.update(pl_module.new_optimizer().state)
 
 
 class ReinitialiseEmbeddings(AtSwitch):

@@ -142,6 +142,12 @@ class CausalLM(nn.Module):
         return self.logit_transform.softcap
 
     @property
+    def embeddings(self) -> list[nn.Parameter]:
+        """Weights that look something up, or score ids: every embedding's, and the LM head's."""
+        tables = [module.weight for module in self.lm.modules() if isinstance(module, nn.Embedding)]
+        return [*tables, self.lm.get_output_embeddings().weight]
+
+    @property
     def head(self) -> Tensor:
         """(V, d) LM-head weight; the embedding matrix itself where the two are tied."""
         return self.lm.get_output_embeddings().weight

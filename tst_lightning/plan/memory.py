@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tst_lightning.errors import ConfigError
 from tst_lightning.fused_cross_entropy import chunk_rows
 from tst_lightning.modeling import build_causal_lm, decoder_layers
+from tst_lightning.optim import HIDDEN, decay_groups
 from tst_lightning.phases import PhaseStrategy
 from tst_lightning.plan.activations import measure_activations
 from tst_lightning.plan.setting import Setting
@@ -89,7 +90,10 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     wide = max(4, width)
     share = setting.devices if setting.layout == "fsdp" else 1
     parameters = -(-weights * dtype.itemsize // share)
-    state = weights * state_bytes_per_parameter(setting.optimizer, dtype)
+    decay, *_ = decay_groups(model.named_parameters(), model.embeddings)
+    hidden = sum(p.numel() for p, is_hidden in zip(decay["params"], decay[HIDDEN], strict=True) if is_hidden)
+    state = hidden * state_bytes_per_parameter(setting.optimizer, dtype)
+    state += (weights - hidden) * state_bytes_per_parameter(setting.optimizer, dtype, hidden=False)
     communication = {
         "single": 0,
         "ddp": weights * dtype.itemsize,
@@ -120,18 +124,21 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     )
 
 
-def state_bytes_per_parameter(optimizer: Callable[..., torch.optim.Optimizer], dtype: torch.dtype) -> float:
+def state_bytes_per_parameter(
+    optimizer: Callable[..., torch.optim.Optimizer], dtype: torch.dtype, hidden: bool = True
+) -> float:
     """What an optimizer keeps for a parameter, from a step of it over one matrix.
 
     Args:
         optimizer: from parameters to the optimizer.
         dtype: of the parameter.
+        hidden: whether it is told that the matrix is of the hidden layers.
 
     Returns:
         Bytes a parameter, the step counter left out.
     """
     matrix = nn.Parameter(torch.zeros(64, 64, dtype=dtype))
-    built = optimizer([matrix])
+    built = optimizer([{"params": [matrix], HIDDEN: [hidden]}])
     matrix.grad = torch.zeros_like(matrix)
     built.step()
     kept = [value for value in built.state[matrix].values() if isinstance(value, Tensor) and value.numel() > 1]
