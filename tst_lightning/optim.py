@@ -8,6 +8,9 @@ from torch import nn
 
 from tst_lightning.errors import ConfigError
 
+# Arguments of WarmupStableDecay that runs of before it had them lack, and the values by which they were made.
+LATER_SETTINGS = {"shape": "linear", "rewarm_steps": 0, "per_phase": False}
+
 
 class WarmupStableDecay:
     """Warmup-stable-decay: up, flat, down to a floor; one schedule across all phases unless told otherwise.
