@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ class RunRecord(Callback):
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
             "at_switch": {
-                type(callback).__name__: {"phases": callback.phases}
+                # Lightning gives every callback a `log`.
+                type(callback).__name__: {key: value for key, value in _public(callback).items() if key != "log"}
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if isinstance(callback, AtSwitch)
             },
@@ -225,6 +226,12 @@ def _public(configured: Any) -> dict[str, Any]:
     """What an object was built with, as plain values: its public attributes, and theirs."""
     public = {key: value for key, value in vars(configured).items() if not key.startswith("_")}
     return {
-        key: {"class": type(value).__name__} | _public(value) if hasattr(value, "__dict__") else value
+        key: {"class": type(value).__name__} | _public(value) if _is_configured(value) else value
         for key, value in public.items()
     }
+
+
+def _is_configured(value: Any) -> bool:
+    """Whether attributes tell what it is: of a tensor or an enumeration's member its own text does, and they nothing."""
+    silent = is_dataclass(value) or type(value).__repr__ is object.__repr__
+    return silent and hasattr(value, "__dict__") and not isinstance(value, type)
