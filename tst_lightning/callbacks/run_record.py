@@ -124,8 +124,7 @@ class RunRecord(Callback):
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
             "at_switch": {
-                # Lightning gives every callback a `log`.
-                type(callback).__name__: {key: value for key, value in _public(callback).items() if key != "log"}
+                type(callback).__name__: {"phases": callback.phases}
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if isinstance(callback, AtSwitch)
             },
