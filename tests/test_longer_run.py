@@ -11,13 +11,27 @@ from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import tiny_config
 from tests.test_resume import assert_same_state, last, signal_at
 from tst_lightning.__main__ import main
+from tst_lightning.commands.run_folder import check_same_run
 from tst_lightning.compare.runs import read_runs
+from tst_lightning.errors import ConfigError
 
 NEXT_TOKEN = {"model__phases": {"next_token": {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}}}
 
 
 def longer(share: float, steps: int = 40) -> dict[str, Any]:
     return {"model__phases__superposition__init_args__share": share, "trainer__max_steps": steps}
+
+
+def test_a_run_from_before_a_setting_was_there_is_the_same_run_without_it(tmp_path: Path) -> None:
+    def config(**more: Any) -> dict[str, Any]:
+        return {"model": {"lr_schedule": {"init_args": {"warmup_steps": 2} | more}}}
+
+    now = {"shape": "linear", "rewarm_steps": 0, "per_phase": False}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config()))
+    check_same_run(tmp_path, config(**now))
+    check_same_run(tmp_path, config())  # of a schedule of the user's own
+    with pytest.raises(ConfigError, match=r"rewarm_steps was 0, now 5\)"):
+        check_same_run(tmp_path, config(**now | {"rewarm_steps": 5}))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections import Counter
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.callbacks.recorder import RECORD, recorded
 from tests.conftest import SEQ_LEN, tiny_config
 from tst_lightning.__main__ import main
+from tst_lightning.bags import PowerLaw
+from tst_lightning.callbacks.run_record import _public as public
 from tst_lightning.compare.arms import arms_of
 from tst_lightning.compare.runs import read_runs
 from tst_lightning.flops import closed_form_flops_per_row
+from tst_lightning.phases import MultiTokenPhase, NextTokenPhase, SuperpositionPhase
 
 ROWS = 4
 STEPS = 20
@@ -34,6 +38,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str,
         path.write_text(yaml.safe_dump(tiny_config(root / name, shards, **changes), sort_keys=False))
         assert main(["fit", "--config", str(path), *RECORD]) == 0
     return {name: root / name for name in ("tst", "baseline")}
+
+
+def test_what_a_phase_was_built_with_is_told_apart() -> None:
+    """Two settings that read alike in a record would be averaged as seeds of one."""
+
+    class Kind(Enum):
+        A = 1
+        B = 2
+
+    def record(value: Any) -> str:
+        phase = NextTokenPhase()
+        phase.value = value  # type: ignore[attr-defined]
+        return json.dumps(public(MultiTokenPhase(phase)), default=str)
+
+    for one, other in [
+        (Kind.A, Kind.B),
+        (torch.tensor([0.1, 0.9]), torch.tensor([0.9, 0.1])),
+        (PowerLaw(0.0, 1.0, -1.0), PowerLaw(0.0, 1.0, -2.0)),
+        (SuperpositionPhase(2, weighting="first"), SuperpositionPhase(2)),
+    ]:
+        assert record(one) == record(one) != record(other)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -10,6 +10,8 @@ from tst_lightning.errors import ConfigError
 
 # Key of a parameter group, there while an optimizer is built, and not part of its state.
 HIDDEN = "hidden_matrices"
+# Arguments of WarmupStableDecay that runs of before it had them lack, and the values by which they were made.
+LATER_SETTINGS = {"shape": "linear", "rewarm_steps": 0, "per_phase": False}
 
 
 class WarmupStableDecay:

@@ -103,7 +103,7 @@ def test_the_optimizer_begins_anew(fit: Any, tmp_path: Path) -> None:
     assert fit("pieces", "--ckpt_path", "last", **changes)[0] == 0
     assert_same_state(end, last(tmp_path / "pieces"))
     record = json.loads((tmp_path / "pieces" / "run.json").read_text())
-    assert record["at_switch"] == {"ResetOptimizer": {"phases": ["recovery"]}}
+    assert record["at_switch"] == [{"class": "ResetOptimizer", "phases": ["recovery"]}]
 
 
 def test_an_optimizer_that_has_state_from_the_beginning_has_that_again(fit: Any, tmp_path: Path) -> None:
@@ -112,6 +112,13 @@ def test_an_optimizer_that_has_state_from_the_beginning_has_that_again(fit: Any,
     assert fit("run", **changes)[0] == 0
     states = last(tmp_path / "run")["optimizer_states"][0]["state"].values()
     assert {float(state["step"]) for state in states} == {10.0}
+
+
+def test_without_a_switch_it_says_so_and_is_no_part_of_the_record(fit: Any, tmp_path: Path) -> None:
+    phases = {"next_token": {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}}
+    code, said = fit("run", **at_switch("ResetOptimizer"), model__phases=phases, trainer__max_steps=3)
+    assert code == 0 and "ResetOptimizer has no phase switch to act at in this run" in said
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["at_switch"] == []
 
 
 def test_a_phase_without_a_switch_is_refused(fit: Any) -> None:

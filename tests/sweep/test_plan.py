@@ -94,6 +94,26 @@ def test_the_baseline_reads_the_same_blocks(tmp_path: Path, fit: str) -> None:
     make_plan("out", content, "here")
 
 
+def test_bag_sizes_of_a_phase_within_another_are_seen(fit: str) -> None:
+    inner = {"class_path": "tst_lightning.phases.SuperpositionPhase", "init_args": {"bag_size": 3}}
+    outer = {"class_path": "tst_lightning.phases.MultiTokenPhase", "init_args": {"phase": inner}}
+    with pytest.raises(ConfigError, match=r"block_rows is 4, which bag size 3 does not divide; .* is 3"):
+        make_plan("out", {"fit": fit, "list": [{"model.phases": {"superposition": outer}}]}, "here")
+
+
+def test_swept_files_of_several_block_rows_need_one_for_all(tmp_path: Path, fit: str) -> None:
+    files = [str(tmp_path / f"rows{rows}.yaml") for rows in (4, 6)]
+    for file, rows in zip(files, (4, 6), strict=True):
+        Path(file).write_text(f"data: {{block_rows: {rows}}}\n")
+    for order in (files, files[::-1]):
+        content = {"fit": fit, "grid": {"config": order, SIZE: [2]}}
+        with pytest.raises(
+            ConfigError, match=r"is 4 or 6, by the files of `config`: .*: give --set data.block_rows=12"
+        ):
+            make_plan("out", content, "here")
+        make_plan("out", content | {"set": {"data.block_rows": 12}}, "here")
+
+
 @pytest.mark.parametrize("value", [5, None, "data.yaml"])
 def test_a_value_in_place_of_the_whole_data_is_left_for_fit(fit: str, value: Any) -> None:
     make_plan("out", {"fit": fit, "grid": {SIZE: [2, 4]}, "set": {"data": value}, "baseline": fit}, "here")

@@ -1,10 +1,12 @@
 """What a variant does at a phase switch, where the method itself carries everything on."""
 
+import inspect
 import os
 from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.fsdp import FSDPModule
 
 from tst_lightning.errors import ConfigError
@@ -24,8 +26,17 @@ class AtSwitch(Callback):
     def __init__(self, phases: list[str] | None = None) -> None:
         self.phases = phases
 
+    def acts_before(self, pl_module: Any) -> list[str]:
+        """The phases of a run before which it acts."""
+        following = [entry.name for entry in pl_module.schedule][1:]
+        return [name for name in following if self.phases is None or name in self.phases]
+
+    def settings(self) -> dict[str, Any]:
+        """What it was built with, by the names of its arguments; a subclass keeps each under its name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Checks the names.
+        """Checks the names, and says where there is nothing to act at.
 
         Raises:
             ConfigError: one is of no phase that follows another.
@@ -37,13 +48,14 @@ class AtSwitch(Callback):
                     f"{type(self).__name__}.phases names '{name}', before which there is no switch; those with one are"
                     f" {', '.join(known) or 'none'}"
                 )
+        if stage == "fit" and not self.acts_before(pl_module):
+            rank_zero_warn(f"{type(self).__name__} has no phase switch to act at in this run")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Acts before the first micro-batch of a phase."""
-        step = trainer.global_step
-        if step in pl_module.schedule.switches and batch_idx % trainer.accumulate_grad_batches == 0:
-            if self.phases is None or pl_module.current.name in self.phases:
-                self.act(trainer, pl_module)
+        first = trainer.global_step in pl_module.schedule.switches and batch_idx % trainer.accumulate_grad_batches == 0
+        if first and pl_module.current.name in self.acts_before(pl_module):
+            self.act(trainer, pl_module)
 
     @abstractmethod
     def act(self, trainer: Trainer, pl_module: Any) -> None:

@@ -66,7 +66,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self._phase_tokens += batch["tokens"].numel()
         batch_idx += self._earlier or 0
         if self._should_update(batch_idx + 1, self.train_progress_bar.total):
-            self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+            self._loss = float(outputs["row_losses"].mean())  # as logged: cross-entropy alone
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:

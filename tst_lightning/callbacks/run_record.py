@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,11 @@ class RunRecord(Callback):
             "gradient_clip_val": trainer.gradient_clip_val,
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
-            "at_switch": {
-                type(callback).__name__: {"phases": callback.phases}
+            "at_switch": [
+                {"class": type(callback).__name__} | callback.settings() | {"phases": before}
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
-                if isinstance(callback, AtSwitch)
-            },
+                if isinstance(callback, AtSwitch) and (before := callback.acts_before(pl_module))
+            ],
             "corpora": {
                 corpus.name: asdict(mine) | {"path": corpus.path, "share": corpus.share, "passes": mine.passes}
                 for corpus, mine in zip(data.corpora, budget.corpora.values(), strict=True)
@@ -173,7 +173,7 @@ class RunRecord(Callback):
         if facts["tokens_cut"]:
             cut = facts["tokens_cut"]
             lines.append(
-                f"data      {cut:,} tokens ({cut / facts['tokens_needed']:.2%}) cut off where phases end within a block"
+                f"data      {cut:,} tokens ({cut / facts['tokens_needed']:.2%}) left out where phases end within a block"
             )
         lines.append(
             f"compute   {facts['flops']:.4g} FLOPs in {facts['max_steps']:,} steps of"
@@ -225,6 +225,12 @@ def _public(configured: Any) -> dict[str, Any]:
     """What an object was built with, as plain values: its public attributes, and theirs."""
     public = {key: value for key, value in vars(configured).items() if not key.startswith("_")}
     return {
-        key: {"class": type(value).__name__} | _public(value) if hasattr(value, "__dict__") else value
+        key: {"class": type(value).__name__} | _public(value) if _is_configured(value) else value
         for key, value in public.items()
     }
+
+
+def _is_configured(value: Any) -> bool:
+    """Whether attributes tell what it is: of a tensor or an enumeration's member its own text does, and they nothing."""
+    silent = is_dataclass(value) or type(value).__repr__ is object.__repr__
+    return silent and hasattr(value, "__dict__") and not isinstance(value, type)

@@ -69,6 +69,9 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
     else:
         check_fits(module.config, read.datamodule)
         read.datamodule.row_plans(PhaseSchedule(module.phases, trainer.max_steps), accumulate)
+    end = -1 if read.datamodule is None else read.datamodule.tokenizer.end_of_document_id
+    for phase in module.phases.values():
+        phase.setup(end, module.config)
     on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
     meter = next((of for of in config.callbacks.values() if of["class_path"].endswith(".FlopsMeter")), None)
     devices = changes.get("devices") or _number_of_devices(trainer)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tst_lightning.checkpoint_file import read_step
 from tst_lightning.commands.config_file import check_config_file
 from tst_lightning.errors import ConfigError, RunError
+from tst_lightning.optim import LATER_SETTINGS
 from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, read_sharded_step
 from tst_lightning.whole_file import write_whole
 
@@ -23,6 +24,8 @@ _TRAINER_KEYS = {"max_steps", "accumulate_grad_batches", "gradient_clip_val", "p
 _FREE_MODEL_KEYS = {"compile", "activation_checkpointing"}
 # Callbacks watch a run, but for those that change what is trained.
 _CALLBACKS = ("ResetOptimizer", "ReinitialiseEmbeddings")
+# Settings that older runs could not have other than so; their configuration does not name them.
+_LATER: dict[str, Any] = {f"model.lr_schedule.init_args.{key}": value for key, value in LATER_SETTINGS.items()}
 _FREE_DATA_KEYS = {"shards", "num_workers", "cache_dir", "cache_bytes"}
 # A run may be made longer; the phases still to come then take other shares, which the stream's state checks.
 _STEPS = "trainer.max_steps"
@@ -115,6 +118,7 @@ def check_same_run(run_dir: Path, config: dict[str, Any]) -> None:
     if not path.exists():
         return
     was, now = (_flat(_identity(each)) for each in (check_config_file(path), config))
+    was = {key: value for key, value in _LATER.items() if key in now} | was
     differing = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
     if (now.get(_STEPS) or 0) > (was.get(_STEPS) or 0):
         differing = [key for key in differing if not re.fullmatch(rf"{_STEPS}|model\.phases\..*\.share", key)]

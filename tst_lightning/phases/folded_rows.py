@@ -16,7 +16,8 @@ class FoldedRowsPhase(SuperpositionPhase):
     rows of an ordinary one, reads as much text as it and costs about 1 / s: equal data in place of equal FLOPs, the recipe
     of patch-level training (arXiv 2407.12665).
 
-    Rows overlap by their lookahead of s tokens, so that every token of a block is read once.
+    Rows overlap by their lookahead of s tokens: no token is read twice as an input. What a block has beyond them is left
+    out, fewer than ``data.block_rows`` tokens (``tokens_cut`` of run.json).
 
     Args:
         bag_size: tokens a bag, s; must divide L.

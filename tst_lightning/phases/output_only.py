@@ -20,10 +20,11 @@ class OutputOnlyPhase(SuperpositionPhase):
     ``logsumexp(z) - sum_i w_i z[y_i]``, at the same cost: that of an ordinary step. It reads no more data than an ordinary
     step. Published as better than the baseline and worse than full superposition: the choice where data is the limit.
 
-    Rows overlap by their lookahead, so that every token of a block is read once whatever s is.
+    Rows overlap by their lookahead: no token is read twice as an input. Of a block's last ``block_rows`` tokens s are only
+    targets, and those beyond are left out (``tokens_cut`` of run.json): none where s is ``data.block_rows``.
 
     Args:
-        bag_size: tokens that a position predicts, s; ``data.block_rows`` must be a multiple.
+        bag_size: tokens that a position predicts, s; at most ``data.block_rows``.
         share: share of all optimizer steps, 0 to 1; None takes what the other phases leave.
         weighting: as for :class:`~tst_lightning.phases.SuperpositionPhase`; with ``first`` it is next-token training.
         objective: as there.
@@ -68,12 +69,12 @@ class AnnealedOutputPhase(OutputOnlyPhase):
     """A smooth passage from bag targets to next-token targets: output-only, with weights that change over its steps.
 
     When a share p of the phase's steps is done, target i weighs ``(1 - p) w_i``, and the first one p more: bag weights at
-    the beginning, next-token training at the end. Between superposition and recovery it takes the place of a hard switch.
-    After the multi-token targets with decaying weights of the public modded-nanogpt speed runs; cost and data are those of
-    ordinary steps.
+    the beginning, nearly next-token training at the last of n steps, where p is (n - 1) / n. Between superposition and
+    recovery it takes the place of a hard switch. After the multi-token targets with decaying weights of the public
+    modded-nanogpt speed runs; cost and data are those of ordinary steps.
 
     Args:
-        bag_size: tokens that a position predicts, s; ``data.block_rows`` must be a multiple.
+        bag_size: tokens that a position predicts, s; at most ``data.block_rows``.
         share: share of all optimizer steps, 0 to 1; None takes what the other phases leave.
         weighting: of the targets at the beginning, as for :class:`~tst_lightning.phases.SuperpositionPhase`.
 

@@ -161,18 +161,21 @@ def _check_block_rows(cases: Sequence[Case]) -> None:
     sizes_of: dict[str, set[int]] = {}
     unfit: list[tuple[int, int]] = []
     given: set[int] = set()
+    swept: set[int] = set()
     for case in cases:
         config = _composed(case)
         if config is None:
             continue
         phases = [_mapping(phase) for phase in _mapping(_mapping(config.get("model")).get("phases")).values()]
-        sizes = {(_mapping(phase.get("init_args")) | phase).get("bag_size") for phase in phases}
+        sizes = {_bag_size(phase) for phase in phases}
         sizes_of[case.name] = {size for size in sizes if type(size) is int and size > 0}
         data = config.get("data", {})
         rows = data.get("block_rows", 1) if isinstance(data, dict) else None  # what `data` then is, fit itself must say
         if type(rows) is int:
             unfit += [(rows, size) for size in sorted(sizes_of[case.name]) if rows % size]
             given.add(rows)
+            if not case.baseline:
+                swept.add(rows)
     if unfit:
         (rows, size), least = unfit[0], math.lcm(*set().union(*sizes_of.values()))
         raise ConfigError(
@@ -181,11 +184,25 @@ def _check_block_rows(cases: Sequence[Case]) -> None:
         )
     parts = {part for case in cases for key in case.settings for part in key.split(",")}
     is_swept = not parts.isdisjoint({"data", "data.block_rows"})
-    if len(given) > 1 and not is_swept:  # the last case is none of the baseline, and all of its kind have the same
+    if len(given) > 1 and not is_swept:
+        if len(swept) > 1:
+            least, listed = math.lcm(*swept), " or ".join(map(str, sorted(swept)))
+            raise ConfigError(
+                f"data.block_rows is {listed}, by the files of `config`:"
+                f" runs would read other blocks of the data: give --set data.block_rows={least}, or"
+                f" `data.block_rows: {least}` below `set:`"
+            )
+        rows = swept.pop()
         raise ConfigError(
             f"data.block_rows is {rows} in the swept runs and {(given - {rows}).pop()} in the baseline, which would read"
             f" other blocks of the data: give --set data.block_rows={rows}, or `data.block_rows: {rows}` below `set:`"
         )
+
+
+def _bag_size(phase: dict[str, Any]) -> Any:
+    """Of a phase as YAML has it, or of the one within it."""
+    given = _mapping(phase.get("init_args")) | phase
+    return _bag_size(_mapping(given["phase"])) if "phase" in given else given.get("bag_size")
 
 
 def _mapping(value: Any) -> dict[str, Any]:
