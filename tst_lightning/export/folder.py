@@ -1,13 +1,10 @@
 """Writes the Hugging Face folder, has a fresh process load it, and lets it appear only if that gave the same model."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +12,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.export import reload
-from tst_lightning.export.card import Exported, model_card, sampling_warning
+from tst_lightning.export.card import CARD, Exported, model_card, sampling_warning
+from tst_lightning.export.model import build_model, model_config, of_checkpoint
 from tst_lightning.export.run_facts import find_tokenizer, read_facts
 from tst_lightning.export.trained import TrainedModel, read_trained
 from tst_lightning.shards.tokenizer import ShardTokenizer
 from tst_lightning.shards.whole_folder import partial_folder, publish
 
-CARD = "README.md"
 _EXPORTED = {"config.json", "generation_config.json", CARD}
-# How a model is run, and what it hands back besides logits: an exported one has its architecture's defaults.
-_OF_RUNNING = {"use_cache", "output_router_logits", "output_attentions", "output_hidden_states", "return_dict", "dtype"}
 _POSITIONS = 64  # of a row that is compared, at most
 
 
@@ -70,11 +64,8 @@ def export(checkpoint: Path, target: Path, options: ExportOptions) -> Exported:
     _check_replaceable(target, options.overwrite)
     trained = read_trained(checkpoint)
     facts = read_facts(trained)
-    config = _config(trained)
+    config = model_config(trained)
     tokenizer = find_tokenizer(options.tokenizer, facts, config.vocab_size)
-    end = tokenizer.end_of_document_id if tokenizer else None
-    # A configuration's own are of its family's published tokenizer. Padding stays: its embedding is left out of training.
-    config.bos_token_id = config.eos_token_id = end
     logging.disable_progress_bar()
     with partial_folder(target) as partial:
         print("writing the model ...", file=sys.stderr)
@@ -106,30 +97,6 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
         )
 
 
-@contextmanager
-def _of_checkpoint(trained: TrainedModel) -> Iterator[None]:
-    """For transformers' and torch's own code on what the checkpoint says.
-
-    Raises:
-        RunError: in place of whatever they raise.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RunError(
-            f"checkpoint '{trained.path}' makes no model of this version of transformers ({reason})"
-        ) from error
-
-
-def _config(trained: TrainedModel) -> PreTrainedConfig:
-    settings = {key: value for key, value in trained.settings.items() if key not in _OF_RUNNING}
-    with _of_checkpoint(trained), tempfile.TemporaryDirectory() as scratch:
-        # As a file: only there does transformers read the infinities that it writes.
-        Path(scratch, "config.json").write_text(json.dumps(settings), encoding="utf-8")
-        return AutoConfig.from_pretrained(scratch, trust_remote_code=False)
-
-
 def _write(
     folder: Path,
     trained: TrainedModel,
@@ -139,11 +106,10 @@ def _write(
     options: ExportOptions,
 ) -> tuple[Exported, dict[str, Any]]:
     """Fills the folder; gives what it holds, and what a process that loads it is to find. Lets go of the weights."""
-    lm = _build(trained, config, getattr(torch, options.dtype))
-    with _of_checkpoint(trained):
+    end = tokenizer.end_of_document_id if tokenizer else None
+    lm = build_model(trained, config, end, getattr(torch, options.dtype))
+    with of_checkpoint(trained):
         expected = reload.observe(lm, rows)
-    end = config.eos_token_id
-    lm.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     size: dict[str, Any] = {} if options.max_shard_size is None else {"max_shard_size": options.max_shard_size}
     try:
         lm.save_pretrained(folder, **size)
@@ -163,20 +129,6 @@ def _write(
         tokenizer=tokenizer is not None,
     )
     return exported, expected
-
-
-def _build(trained: TrainedModel, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The untouched model of a configuration, with the checkpoint's weights under its own names; takes them away."""
-    weights = {}
-    for name in list(trained.weights):
-        value = trained.weights.pop(name)
-        weights[name] = value.to(dtype) if value.is_floating_point() else value
-    with _of_checkpoint(trained):
-        with no_init_weights():
-            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        lm.load_state_dict(weights, assign=True)
-    lm.tie_weights()
-    return lm.eval()
 
 
 def _rows(config: PreTrainedConfig, tokenizer: ShardTokenizer | None) -> Tensor:
