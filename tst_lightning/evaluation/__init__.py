@@ -1,0 +1,1 @@
+"""Scores of a trained model on tasks: its model (subject), tasks and their data (tasks), scores, what is kept (record)."""
