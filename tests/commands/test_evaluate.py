@@ -232,7 +232,7 @@ def test_what_can_not_be_evaluated(
     assert "--limit is 0; it must be at least 1" in refused("--limit", "0")
     assert "--batch_size is -1; it must be at least 1" in refused("--batch_size", "-1")
     assert "--device 'nothing' can't be used here (" in refused("--device", "nothing")
-    assert "--tokenizer is none, but tasks are text" in refused("--tokenizer", "none")
+    assert "text needs a tokenizer; --tokenizer is 'none'" in refused("--tokenizer", "none")
     (tmp_path / "config.json").write_text("{}")
     assert "can't be loaded as a causal language model (" in refused(model=tmp_path, code=1)
     assert main(["evaluate", str(tiny_run), "--out", str(tmp_path)]) == 2

@@ -74,8 +74,9 @@ def main(name: str, arguments: list[str]) -> None:
         )
 
     # Late: they import torch, transformers and the harness, which help and refusals should not wait for.
+    import torch
+
     try:
-        import lm_eval  # noqa: F401
         import lm_eval.models.huggingface  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -85,15 +86,20 @@ def main(name: str, arguments: list[str]) -> None:
     from tst_lightning.commands.quiet import quieten
     from tst_lightning.evaluation.record import Settings, evaluation, keep_in_run, write_json
     from tst_lightning.evaluation.scores import Scorer
-    from tst_lightning.evaluation.subject import read_subject
     from tst_lightning.evaluation.tasks import load_tasks
+    from tst_lightning.export.opened import find_device, open_model
 
     quieten()
+    device = find_device(given.device)
     tasks = load_tasks(given.tasks, Path(given.include_path) if given.include_path else None)
     for task, why in tasks.failed.items():  # at once: the others may take hours
         print(f"not loaded  {task}: {why}", file=sys.stderr, flush=True)
-    subject = read_subject(Path(given.model), given.tokenizer, given.dtype, given.device)
-    scorer = Scorer(subject, tasks.manager, given.batch_size, given.limit)
+    opened = open_model(Path(given.model), given.tokenizer, getattr(torch, given.dtype), sampled=False)
+    try:
+        opened.lm.to(device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the model does not fit the memory of {device}; try --dtype bfloat16") from error
+    scorer = Scorer(opened, tasks.manager, given.batch_size, given.limit)
     scores: dict[str, dict[str, Any]] = {}
     failed = dict(tasks.failed)
     for task, objects in tasks.loaded.items():
@@ -101,16 +107,16 @@ def main(name: str, arguments: list[str]) -> None:
         scores |= found
         if why_not is not None:
             failed[task] = why_not
-    settings = Settings(given.dtype, str(subject.lm.device), given.batch_size, given.limit)
-    content = evaluation(given.model, subject, settings, scores, failed)
+    settings = Settings(given.dtype, str(opened.lm.device), given.batch_size, given.limit)
+    content = evaluation(given.model, opened, settings, scores, failed)
     write_json(Path(given.out), content)
     kept = ""
-    if subject.run_dir is not None and given.limit is None:
-        keep_in_run(subject.run_dir, content)
-        kept = f", and in {subject.run_dir} for its TensorBoard and `tst compare`"
+    if opened.run_dir is not None and scores and given.limit is None:
+        keep_in_run(opened.run_dir, content)
+        kept = f", and in {opened.run_dir} for its TensorBoard and `tst compare`"
     _print_scores(content)
     print(f"written  {given.out}{kept}")
-    for note in [*subject.notes, *_cut(scores)]:
+    for note in [*opened.notes, *_cut(scores)]:
         print(f"note     {note}")
     if failed:
         hub = (

@@ -1,1 +1,1 @@
-"""Scores of a trained model on tasks: its model (subject), tasks and their data (tasks), scores, what is kept (record)."""
+"""Scores of a trained model on tasks: the tasks and their data (tasks), their scores (scores), what is kept (record)."""

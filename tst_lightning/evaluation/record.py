@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from tst_lightning.compare.evaluations import FOLDER, FORMAT
-from tst_lightning.evaluation.subject import Subject
+from tst_lightning.export.opened import Opened
 from tst_lightning.export.trained import TrainedModel
 from tst_lightning.whole_file import write_whole
 
@@ -39,7 +39,7 @@ class Settings:
 
 def evaluation(
     model: str,
-    subject: Subject,
+    opened: Opened,
     settings: Settings,
     tasks: Mapping[str, dict[str, Any]],
     failed: Mapping[str, str],
@@ -48,7 +48,7 @@ def evaluation(
 
     Args:
         model: its path, as it was given.
-        subject: the model.
+        opened: the model.
         settings: how it was run.
         tasks: scores by task, as of :meth:`tst_lightning.evaluation.scores.Scorer.score`.
         failed: tasks without a score, and why.
@@ -62,7 +62,7 @@ def evaluation(
     return {
         "format": FORMAT,
         "model": model,
-        "checkpoint": _checkpoint(subject.trained) if subject.trained else None,
+        "checkpoint": _checkpoint(opened.trained) if opened.trained else None,
         "num_fewshot": 0,
         **asdict(settings),
         "tasks": dict(tasks),

@@ -9,8 +9,8 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from tst_lightning.evaluation.subject import Subject
 from tst_lightning.evaluation.tasks import harness_log, reason
+from tst_lightning.export.opened import Opened
 
 # The first of these that a task has is its accuracy: the share of questions whose right answer has the greatest
 # log-likelihood, for acc_norm that divided by the answer's characters. The paper does not name its metric.
@@ -21,17 +21,17 @@ class Scorer:
     """Runs tasks on one model.
 
     Args:
-        subject: the model and its tokenizer.
+        opened: the model and its tokenizer.
         manager: the harness's.
         batch_size: answers at a time.
         limit: questions of each task to score, from its first; None scores all.
     """
 
-    def __init__(self, subject: Subject, manager: TaskManager, batch_size: int, limit: int | None) -> None:
+    def __init__(self, opened: Opened, manager: TaskManager, batch_size: int, limit: int | None) -> None:
         with harness_log():
             self._lm = HFLM(
-                pretrained=subject.lm,
-                tokenizer=subject.tokenizer,
+                pretrained=opened.lm,
+                tokenizer=opened.tokenizer,
                 batch_size=batch_size,
                 softmax_dtype="float32",  # in bfloat16 answers would tie
             )

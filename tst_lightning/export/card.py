@@ -10,6 +10,8 @@ from tst_lightning.export.run_facts import RunFacts
 from tst_lightning.export.trained import TrainedModel
 from tst_lightning.flops import convention
 
+CARD = "README.md"  # its name in the folder
+WARNING = "> **Warning:** "
 PAPER = "https://arxiv.org/abs/2605.06546"
 _HEAD = """---
 library_name: transformers
@@ -74,7 +76,7 @@ def model_card(trained: TrainedModel, facts: RunFacts, exported: Exported) -> st
     name = _plain(facts.record["name"]) if facts.record else trained.path.stem
     parts = [f"# {name}, step {trained.step:,}", _summary(trained, exported)]
     if warning := sampling_warning(trained):
-        parts.append(f"> **Warning:** {warning}")
+        parts.append(f"{WARNING}{warning}")
     if exported.tokenizer:
         parts.append(_USE.strip())
     parts += ["## Training", *_of_checkpoint(trained, facts), *of_run, "## Checked", _checked(exported)]

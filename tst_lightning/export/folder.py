@@ -17,14 +17,13 @@ from transformers.utils import logging
 
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.export import reload
-from tst_lightning.export.card import Exported, model_card, sampling_warning
+from tst_lightning.export.card import CARD, Exported, model_card, sampling_warning
 from tst_lightning.export.model import build_model, model_config, of_checkpoint
 from tst_lightning.export.run_facts import find_tokenizer, read_facts
 from tst_lightning.export.trained import TrainedModel, read_trained
 from tst_lightning.shards.tokenizer import ShardTokenizer
 from tst_lightning.shards.whole_folder import partial_folder, publish
 
-CARD = "README.md"
 _EXPORTED = {"config.json", "generation_config.json", CARD}
 _POSITIONS = 64  # of a row that is compared, at most
 
