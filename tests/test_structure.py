@@ -13,8 +13,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Third-party package -> the only places that may import it.
 KEPT_IN = {
     "litdata": {"data", "shards"},
-    "transformers": {"modeling", "flops", "shards", "module.py", "plan", "export", "commands"},
+    "transformers": {"modeling", "flops", "shards", "module.py", "plan", "export", "evaluation", "commands"},
     "lightning": {"module.py", "data", "callbacks", "commands", "checkpoint_io.py", "fully_sharded.py"},
+    "lm_eval": {"evaluation", "commands"},
+    "datasets": {"evaluation"},
     "matplotlib": {"compare", "mutual_information", "plan", "published", "sweep"},
     "optuna": {"sweep"},
     "scipy": {"compare"},
@@ -42,6 +44,7 @@ ORDER = [
         {"compare"},
         {"mutual_information"},
         {"export"},
+        {"evaluation"},
         {"plan"},
         {"sweep"},
         {"commands"},

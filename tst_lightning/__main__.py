@@ -20,6 +20,7 @@ COMMANDS = {
     "test": ("tst_lightning.commands.fit", "the same score under the test/ tags (there is no third split)"),
     "sweep": ("tst_lightning.commands.sweep", "fit over a grid or list of settings, and the surface of their losses"),
     "export": ("tst_lightning.commands.export", "a checkpoint as an ordinary Hugging Face folder, checked"),
+    "evaluate": ("tst_lightning.commands.evaluate", "score a checkpoint or an export on the paper's tasks, or others"),
     "generate": ("tst_lightning.commands.generate", "continue text by an exported model or a checkpoint"),
     "compare": ("tst_lightning.commands.compare", "compare runs over seeds at equal FLOPs, loss, data and time"),
 }

@@ -28,6 +28,10 @@ LAYOUT = {
         "validation loss": _chart("val_by_token/loss"),
         "training loss": _chart("train_by_token/.*"),
     },
+    "accuracy at equal compute (steps are GFLOP)": {
+        "average accuracy": _chart("eval_by_gflop/average"),
+        "accuracy by task": _chart("eval_by_gflop/.*/acc.*"),
+    },
     "training loss of each phase": {"training loss": _chart("train/.*/loss.*"), "validation loss": _chart("val/loss")},
     "throughput": {
         "positions a second": _chart("throughput/positions_per_second"),

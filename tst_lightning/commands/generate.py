@@ -10,7 +10,6 @@ from tst_lightning.commands.parser import OneLineParser
 from tst_lightning.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import GenerationConfig
 
@@ -65,10 +64,10 @@ def main(name: str, arguments: list[str]) -> None:
     import torch
 
     from tst_lightning.commands.quiet import quieten
-    from tst_lightning.export.opened import open_model
+    from tst_lightning.export.opened import find_device, open_model
 
     quieten()
-    device = _device(given.device)
+    device = find_device(given.device)
     opened = open_model(Path(given.model), given.tokenizer, getattr(torch, given.dtype))
     rows = [_encode(opened, prompt) for prompt in prompts]
     for note in opened.notes:
@@ -123,20 +122,6 @@ def _read_prompt(prompt: str) -> str:
     except UnicodeError as error:
         raise ConfigError(f"the prompt is no UTF-8 text ({error})") from error
     return prompt
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except Exception as error:  # of torch and of the device's driver
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device '{name}' can't be used here ({reason})") from error
-    return device
 
 
 def _positions(opened: "Opened") -> int | None:

@@ -138,6 +138,7 @@ def _questions(comparison: dict[str, Any], speedups: str) -> list[str]:
         f"<h2>Equal FLOPs: loss at {flops_text(flops['flops'])}</h2>",
         f'<p class="soft">{within}</p>',
         tables.at_budget(comparison, "equal_flops"),
+        *_accuracy(comparison),
         "<h2>Equal loss: speedup in FLOPs</h2>",
         f'<p class="soft">{within}</p>',
         tables.at_loss(comparison),
@@ -152,6 +153,19 @@ def _questions(comparison: dict[str, Any], speedups: str) -> list[str]:
         '<p class="soft">Not asked; the notes say why.</p>'
         if time is None
         else tables.at_budget(comparison, "equal_time"),
+    ]
+
+
+def _accuracy(comparison: dict[str, Any]) -> list[str]:
+    accuracy = comparison["equal_accuracy"]
+    if accuracy is None:
+        return []
+    averaged = f"The average is of {', '.join(accuracy['averaged'])}. " if accuracy["averaged"] else ""
+    return [
+        f"<h2>Equal FLOPs: accuracy at {flops_text(accuracy['flops'])}</h2>",
+        f'<p class="soft">Shares of questions answered rightly, of the checkpoints evaluated by <code>tst evaluate</code>. '
+        f"{escape(averaged)}Nothing is interpolated.</p>",
+        tables.accuracies(comparison),
     ]
 
 

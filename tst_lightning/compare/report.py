@@ -9,6 +9,7 @@ from typing import Any
 from tst_lightning.compare import referee
 from tst_lightning.compare.across_seeds import arm_entries
 from tst_lightning.compare.arms import Arm, arms_of
+from tst_lightning.compare.evaluations import equal_accuracy
 from tst_lightning.compare.frontier import equal_loss_completed
 from tst_lightning.compare.loss_chart import draw_losses
 from tst_lightning.compare.notes import notes
@@ -35,8 +36,9 @@ def compare_runs(paths: list[str], out: str) -> dict[str, Any]:
     Returns:
         What comparison.json holds: of runs ``runs``, ``equal_flops``, ``equal_loss``, ``equal_data`` and ``equal_time``
         (None where seconds can't be compared); of seeds ``arms``; of completed runs of several lengths
-        ``equal_loss_completed`` (or None); ``notes``, ``reference``, ``flops_convention``, ``interpolation`` and
-        ``tolerance`` (the share of a budget within which a run's total counts as equal to it). Losses are nats per
+        ``equal_loss_completed`` (or None); of evaluated runs ``equal_accuracy`` (or None); ``notes``, ``reference``,
+        ``flops_convention``, ``interpolation`` and ``tolerance`` (the share of a budget within which a run's total counts
+        as equal to it). Losses are nats per
         token, FLOPs, tokens and training seconds are totals since the start of a run.
 
     Raises:
@@ -83,6 +85,7 @@ def judge(runs: Sequence[Run], arms: Sequence[Arm]) -> dict[str, Any]:
         "equal_data": referee.equal_budget(runs, "tokens"),
         "equal_time": referee.equal_budget(runs, "seconds") if same_time else None,
     }
+    accuracy = equal_accuracy(runs, arms)
     return {
         "format": 1,
         "reference": runs[0].name,
@@ -94,7 +97,8 @@ def judge(runs: Sequence[Run], arms: Sequence[Arm]) -> dict[str, Any]:
         **budgets,
         "equal_loss": referee.equal_loss(runs),
         "equal_loss_completed": equal_loss_completed(arms),
-        "notes": notes(runs, arms),
+        "equal_accuracy": accuracy,
+        "notes": [*(accuracy["notes"] if accuracy else []), *notes(runs, arms)],
     }
 
 

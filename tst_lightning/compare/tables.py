@@ -33,6 +33,31 @@ def at_budget(comparison: dict[str, Any], key: str) -> str:
     return table(header, rows)
 
 
+def accuracies(comparison: dict[str, Any]) -> str:
+    """Accuracies of all arms at equal FLOPs, the average first, and their differences from the reference."""
+    header = [
+        "task",
+        "arm",
+        "seeds",
+        "accuracy, mean ± sd",
+        "95% interval",
+        "difference",
+        "95% interval",
+        "interval by",
+    ]
+    rows = []
+    arms = comparison["equal_accuracy"]["arms"]
+    reference = next(iter(arms))
+    for task in arms[reference]:
+        for name, entries in arms.items():
+            entry = entries[task]
+            row = [task, name, entry["n"], mean_text(entry), interval_text(entry["ci"], loss_text)]
+            rows.append(
+                row + _estimate(entry["difference"], difference_text, "reference" if name == reference else "-")
+            )
+    return table(header, rows)
+
+
 def at_loss(comparison: dict[str, Any]) -> str:
     """FLOPs of the other arms to the reference's loss, and of the reference to theirs."""
     header = ["arm", "seeds", "target loss", "whose", "FLOPs of the reference", "FLOPs of the arm", "speedup"]

@@ -56,6 +56,11 @@ def verdicts(comparison: dict[str, Any]) -> list[str]:
         )
         target = loss_text(others[0]["equal_loss"]["loss"])
         lines.insert(1, f"equal loss ({shortened(reference['name'])}'s {target}): {speedups}")
+    accuracy = comparison["equal_accuracy"]
+    if accuracy is not None and accuracy["averaged"]:
+        means = ", ".join(f"{shortened(name)} {_at_budget(of['average'])}" for name, of in accuracy["arms"].items())
+        tasks = "1 task" if len(accuracy["averaged"]) == 1 else f"{len(accuracy['averaged'])} tasks"
+        lines.append(f"accuracy at equal FLOPs ({flops_text(accuracy['flops'])}, mean of {tasks}): {means}")
     completed = comparison["equal_loss_completed"]
     if completed is not None:
         for row in completed["speedups"]:

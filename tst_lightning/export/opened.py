@@ -19,21 +19,25 @@ from tst_lightning.shards.tokenizer import ShardTokenizer, load_tokenizer
 
 @dataclass
 class Opened:
-    """A model to sample from.
+    """A model to sample from, or to score.
 
     Attributes:
         lm: a PreTrainedModel, on the CPU, in evaluation mode.
         tokenizer: transformers' own.
         notes: for the user.
+        trained: the checkpoint that it is of, its weights taken away; None of a folder.
+        run_dir: folder of the run that the checkpoint lies in; None if it lies in none of its own.
     """
 
     lm: Any
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
+    trained: TrainedModel | None = None
+    run_dir: Path | None = None
 
 
-def open_model(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Opened:
-    """Opens a model that text is to be sampled from; runs no code of the folder's own.
+def open_model(path: Path, tokenizer: str | None, dtype: torch.dtype, sampled: bool = True) -> Opened:
+    """Opens a model that text is to be sampled from, or scored by; runs no code of the folder's own.
 
     A checkpoint gives what its export would: the same weights, configuration and tokenizer.
 
@@ -41,9 +45,11 @@ def open_model(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Opened:
         path: a Hugging Face folder, a checkpoint file of ``tst fit``, or the folder of a sharded one.
         tokenizer: shards' folder or tokenizer.json; None takes the folder's, or that of the run's shards.
         dtype: of the weights.
+        sampled: whether text is to be sampled, which a checkpoint whose last phase read bags of tokens is refused for;
+            else that is a note.
 
     Raises:
-        ConfigError: no model, no tokenizer, or a checkpoint whose last phase read bags of tokens.
+        ConfigError: no model, no tokenizer, or a checkpoint that is refused.
         RunError: it is damaged.
         OSError: it can't be read.
     """
@@ -51,7 +57,7 @@ def open_model(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Opened:
     if tokenizer == NO_TOKENIZER:
         raise ConfigError(f"text needs a tokenizer; --tokenizer is '{NO_TOKENIZER}'")
     folder = path.is_dir() and (path / "config.json").is_file()
-    opened = _of_folder(path, tokenizer, dtype) if folder else _of_checkpoint(path, tokenizer, dtype)
+    opened = _of_folder(path, tokenizer, dtype) if folder else _of_checkpoint(path, tokenizer, dtype, sampled)
     ids = opened.lm.get_input_embeddings().num_embeddings
     if max(opened.tokenizer.get_vocab().values()) >= ids:
         raise ConfigError(f"the tokenizer has ids beyond the model's {ids:,}; name the model's own with --tokenizer")
@@ -86,18 +92,38 @@ def _card_warning(folder: Path) -> list[str]:
     return [f"its model card warns: {line.removeprefix(WARNING)}" for line in lines if line.startswith(WARNING)]
 
 
-def _of_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Opened:
+def find_device(name: str) -> torch.device:
+    """The device of a name such as ``cuda:1``; ``auto`` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:  # of torch and of the device's driver
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device '{name}' can't be used here ({reason})") from error
+    return device
+
+
+def _of_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype, sampled: bool) -> Opened:
     trained = read_trained(path)
     facts = read_facts(trained)
     facts.notes.clear()  # they are of a model card
     if warning := sampling_warning(trained):
-        raise ConfigError(f"'{path}': {warning} {_to_come(trained, facts)}")
+        if sampled:
+            raise ConfigError(f"'{path}': {warning} {_to_come(trained, facts)}")
+        facts.notes.append(warning)
     config = model_config(trained)
     shards = find_tokenizer(tokenizer, facts, config.vocab_size)
     assert shards is not None  # it is left out by a word that was refused
     several = _several_targets(trained, facts)
     lm = build_model(trained, config, shards.end_of_document_id, dtype)
-    return Opened(lm, _plain(shards), [*facts.notes, *several])
+    run_dir = None if facts.record is None else path.absolute().parent.parent
+    return Opened(lm, _plain(shards), [*facts.notes, *several], trained, run_dir)
 
 
 def _to_come(trained: TrainedModel, facts: RunFacts) -> str:
