@@ -67,7 +67,7 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         keys = ("seq_len", "batch_size", "block_rows", "val_batch_size", "pool_blocks")
         check_sizes({key: data[key] for key in keys})
     else:
-        check_fits(module.config, read.datamodule)
+        check_fits(module.config, read.datamodule, module.initial_weights)
         read.datamodule.row_plans(PhaseSchedule(module.phases, trainer.max_steps), accumulate)
     on_gpu = trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and torch.cuda.is_available())
     meter = next((of for of in config.callbacks.values() if of["class_path"].endswith(".FlopsMeter")), None)
