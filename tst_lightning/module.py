@@ -162,25 +162,26 @@ class SuperpositionModule(LightningModule):
         if not hasattr(self, "model"):
             check_trainable(self.config)
             with torch.device("meta"):
-                self.model = build_causal_lm(self.config)
-                self.model.equip(self.phases.values())
-            checkpoint_activations(self.model.lm, self.activation_checkpointing)
+                model = build_causal_lm(self.config)
+                model.equip(self.phases.values())
+            checkpoint_activations(model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
-                compile_layers(self.model.lm)
+                compile_layers(model.lm)
             strategy = self.trainer.strategy
             if isinstance(strategy, FullyShardedStrategy):
-                strategy.shard(self.model)
+                strategy.shard(model)
             if self.initial_weights is None or self.has_checkpoint:
-                initialise(self.model.lm, strategy.root_device)  # a checkpoint's weights take their place
+                initialise(model.lm, strategy.root_device)  # a checkpoint's weights take their place
             else:
-                self._begin_from(self.initial_weights, strategy.root_device)
-            if self.model.extra_head is not None:
-                self.model.extra_head.initialise(strategy.root_device)
+                self._begin_from(self.initial_weights, model, strategy.root_device)
+            if model.extra_head is not None:
+                model.extra_head.initialise(strategy.root_device)
+            self.model = model  # not before: Lightning would move it when it takes down what was refused
 
-    def _begin_from(self, folder: str, device: torch.device) -> None:
+    def _begin_from(self, folder: str, model: CausalLM, device: torch.device) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         compared = check_same_tokenizer(folder, data.hashes["tokenizer_sha256"])
-        load_weights(self.model.lm, folder, device)
+        load_weights(model.lm, folder, device)
         self.begun_from = {"folder": folder, "sha256": weights_sha256(folder), "tokenizer_compared": compared}
 
     def setup(self, stage: str) -> None:
