@@ -21,21 +21,26 @@ from tst_lightning.modeling import (
     ActivationCheckpointing,
     CausalLM,
     build_causal_lm,
+    check_same_tokenizer,
     check_trainable,
     checkpoint_activations,
     compile_layers,
     initialise,
+    load_weights,
+    read_config,
+    weights_sha256,
 )
 from tst_lightning.optim import HIDDEN, WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
 
-def check_fits(config: PreTrainedConfig, data: Any) -> None:
+def check_fits(config: PreTrainedConfig, data: Any, folder: str | None = None) -> None:
     """Checks a model against the data that it is to read.
 
     Args:
         config: of the model.
         data: the data module.
+        folder: that the configuration is from, if it is a folder's.
 
     Raises:
         ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
@@ -43,14 +48,20 @@ def check_fits(config: PreTrainedConfig, data: Any) -> None:
     ids = data.tokenizer.vocab_size
     if ids > config.vocab_size:
         raise ConfigError(
-            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; set"
-            f" model.config.init_args.vocab_size to {ids} or more"
+            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; "
+            + (
+                f"prepare the text by `tst prepare ... --tokenizer {folder}`"
+                if folder
+                else f"set model.config.init_args.vocab_size to {ids} or more"
+            )
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and data.seq_len > positions:
+        key = f"max_position_embeddings in '{folder}/config.json'"
+        key = key if folder else "model.config.init_args.max_position_embeddings"
         raise ConfigError(
             f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
-            " model.config.init_args.max_position_embeddings"
+            f" {key}"
         )
 
 
@@ -61,8 +72,11 @@ class SuperpositionModule(LightningModule):
     is predicted change.
 
     Args:
-        config: Hugging Face configuration of the model, such as ``transformers.LlamaConfig``.
         phases: name to phase, in the order of training; names appear in the log.
+        config: Hugging Face configuration of the model, such as ``transformers.LlamaConfig``, whose weights are drawn.
+        initial_weights: a local Hugging Face folder, such as ``tst export`` writes, to take configuration and first weights
+            from, in place of ``config``: config.json and safetensors alone. A run that goes on from a checkpoint reads no
+            weights there.
         optimizer: any torch optimizer; matrices take its weight decay, vectors none.
         lr_schedule: learning-rate schedule over all optimizer steps, or over each phase's.
         compile: compile each transformer layer by torch.compile at its first call (needs a C++ compiler, on a GPU Triton);
@@ -71,19 +85,34 @@ class SuperpositionModule(LightningModule):
             is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
             matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
             everything.
+
+    Attributes:
+        begun_from: of first weights that were read: ``folder``, ``sha256`` of its safetensors, and ``tokenizer_compared``,
+            whether it had one to hold against the shards'; None if they were drawn.
+        has_checkpoint: set it where a checkpoint is about to be restored, so that first weights are not read before.
     """
 
     def __init__(
         self,
-        config: PreTrainedConfig,
         phases: dict[str, PhaseStrategy],
+        config: PreTrainedConfig | None = None,
+        initial_weights: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_schedule: WarmupStableDecay = WarmupStableDecay(),  # noqa: B008 - immutable, and shown by --help
         compile: bool = False,
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
-        self.config = config
+        if (config is None) == (initial_weights is None):
+            raise ConfigError(
+                "model.config and model.initial_weights are both "
+                + ("not given" if config is None else "given")
+                + "; give one of them: a configuration, or the folder of a model to go on from"
+            )
+        self.config: PreTrainedConfig = config or read_config(str(initial_weights))
+        self.initial_weights = initial_weights
+        self.begun_from: dict[str, Any] | None = None
+        self.has_checkpoint = False
         self.phases = phases
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
@@ -128,22 +157,32 @@ class SuperpositionModule(LightningModule):
 
         Raises:
             ConfigError: it can't be built, trained as it is meant to be, its activations not checkpointed, or it not be
-                sharded.
+                sharded; or the first weights can't be had from ``initial_weights``, or were learned with another tokenizer.
         """
         if not hasattr(self, "model"):
             check_trainable(self.config)
             with torch.device("meta"):
-                self.model = build_causal_lm(self.config)
-                self.model.equip(self.phases.values())
-            checkpoint_activations(self.model.lm, self.activation_checkpointing)
+                model = build_causal_lm(self.config)
+                model.equip(self.phases.values())
+            checkpoint_activations(model.lm, self.activation_checkpointing)
             if self.compile_layers and self.trainer.state.fn == "fit":  # scoring alone would not win its time back
-                compile_layers(self.model.lm)
+                compile_layers(model.lm)
             strategy = self.trainer.strategy
             if isinstance(strategy, FullyShardedStrategy):
-                strategy.shard(self.model)
-            initialise(self.model.lm, strategy.root_device)
-            if self.model.extra_head is not None:
-                self.model.extra_head.initialise(strategy.root_device)
+                strategy.shard(model)
+            if self.initial_weights is None or self.has_checkpoint:
+                initialise(model.lm, strategy.root_device)  # a checkpoint's weights take their place
+            else:
+                self._begin_from(self.initial_weights, model, strategy.root_device)
+            if model.extra_head is not None:
+                model.extra_head.initialise(strategy.root_device)
+            self.model = model  # not before: Lightning would move it when it takes down what was refused
+
+    def _begin_from(self, folder: str, model: CausalLM, device: torch.device) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        compared = check_same_tokenizer(folder, data.hashes["tokenizer_sha256"])
+        load_weights(model.lm, folder, device)
+        self.begun_from = {"folder": folder, "sha256": weights_sha256(folder), "tokenizer_compared": compared}
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
@@ -153,7 +192,7 @@ class SuperpositionModule(LightningModule):
                 can't train such a model, or gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_fits(self.config, data)
+        check_fits(self.config, data, self.initial_weights)
         algorithm = self.trainer.gradient_clip_algorithm
         if algorithm not in (None, "norm"):
             raise ConfigError(
@@ -336,6 +375,8 @@ class SuperpositionModule(LightningModule):
             "model.config": self._model_settings(),
             "model.optimizer": self._optimizer_settings(self.trainer.optimizers[0]),
         }
+        if self.begun_from is not None:
+            checkpoint["begun_from"] = self.begun_from
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
@@ -344,7 +385,7 @@ class SuperpositionModule(LightningModule):
         """Keeps the random state until training begins; set-up still draws from it.
 
         Raises:
-            ConfigError: the checkpoint is of another model, or model or optimizer were configured otherwise.
+            ConfigError: the checkpoint is of another model, or model, first weights or optimizer were configured otherwise.
         """
         here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         # A sharded checkpoint's weights have been read by the strategy already.
@@ -356,6 +397,12 @@ class SuperpositionModule(LightningModule):
                     f" {here.get(name, 'none')} here; restore model.config (for an extra head"
                     " model.phases), or start a new run"
                 )
+        self.begun_from = checkpoint.get("begun_from")
+        if self.initial_weights is not None and self.begun_from is None:
+            raise ConfigError(
+                f"the checkpoint's run did not begin from model.initial_weights ('{self.initial_weights}'), which would be"
+                " recorded but not used; leave it out, or start a new run"
+            )
         self._made_with = checkpoint.get("made_with", {})
         self._refuse_another("model.config", self._model_settings())
         if self.trainer.state.fn == "fit":  # before a state is loaded into another's optimizer

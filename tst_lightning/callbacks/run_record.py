@@ -104,6 +104,8 @@ class RunRecord(Callback):
                 "config": json.loads(config.to_json_string(use_diff=True)),
                 "parameters": sum(parameter.numel() for parameter in pl_module.model.lm.parameters()),
             },
+            # Of runs that began from a model: others' records are as they were.
+            **({"initial_weights": pl_module.begun_from} if pl_module.begun_from else {}),
             **data.hashes,
             "vocab_size": data.tokenizer.vocab_size,
             "seq_len": data.seq_len,
@@ -154,6 +156,13 @@ class RunRecord(Callback):
             f"model     {type(pl_module.config).__name__}, {model['parameters']:,} parameters, {facts['precision']} on"
             f" {facts['device']}",
         ]
+        if begun_from := facts.get("initial_weights"):
+            lines.append(f"weights   of '{begun_from['folder']}' (sha256 {begun_from['sha256'][:12]}...)")
+            if not begun_from["tokenizer_compared"]:
+                lines.append(
+                    "note      whether these were trained with the shards' tokenizer can't be told: their folder has no"
+                    " tokenizer.json that can be loaded"
+                )
         for phase in facts["phases"]:
             last = phase["first_step"] + phase["steps"] - 1
             lines.append(

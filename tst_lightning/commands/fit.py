@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
+from tst_lightning.commands.initial_weights import take_config
 from tst_lightning.commands.launch import SameCheckpoint, check_launch
 from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
 from tst_lightning.commands.lost_process import is_lost_process, said_by_another
@@ -116,10 +117,11 @@ class TSTCommandLine(LightningCLI):
         """Checks what the classes themselves can't say clearly.
 
         Raises:
-            ConfigError: a class that may not be named, no folder for the run, no number of steps, or validations that
-                would fall within a step.
+            ConfigError: a class that may not be named, no folder for the run, no number of steps, validations that would
+                fall within a step, or no model in the folder that the run is to begin from.
         """
         check_class_paths(self.config.as_dict())
+        self.left_aside = take_config(self.config.model)
         if not self.config.run_dir:
             raise ConfigError("run_dir is not given; name the run's folder, such as --run_dir runs/first")
         if self.config.run_dir.startswith("~"):
@@ -226,6 +228,8 @@ class TSTCommandLine(LightningCLI):
                 f"checkpoint '{found.path}' is {kind}, which this trainer.strategy does not go on from; set it as it was"
                 f" when the checkpoint was written (configs/trainer/: {wrote})"
             )
+        if self.left_aside and self.trainer.is_global_zero:
+            print(f"note      {self.left_aside}")
         self._call(self.trainer.fit, found and found.path, found.step if found else 0)
         loss = self.trainer.callback_metrics.get("val/loss")
         scored = "" if loss is None else f", validation loss {loss:.4f}"
@@ -275,6 +279,7 @@ class TSTCommandLine(LightningCLI):
             check_launch(trainer)
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
+            self.model.has_checkpoint = checkpoint is not None
             trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
             with new_files_removed(Path(self.config.run_dir), trainer, step):
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)

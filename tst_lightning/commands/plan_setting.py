@@ -67,7 +67,7 @@ def of_configuration(words: list[str], source: str, changes: dict[str, Any]) -> 
         keys = ("seq_len", "batch_size", "block_rows", "val_batch_size", "pool_blocks")
         check_sizes({key: data[key] for key in keys})
     else:
-        check_fits(module.config, read.datamodule)
+        check_fits(module.config, read.datamodule, module.initial_weights)
         read.datamodule.row_plans(PhaseSchedule(module.phases, trainer.max_steps), accumulate)
     end = -1 if read.datamodule is None else read.datamodule.tokenizer.end_of_document_id
     for phase in module.phases.values():

@@ -19,6 +19,7 @@ NOT_OF_THE_ARM = {
 }
 NOT_OF_THE_ARM_WITHIN = {
     "stream": {"seed"},
+    "initial_weights": {"folder"},
     # How a step is shared out among processes and micro-batches.
     "batch": {"micro_batch_rows", "accumulate_grad_batches"},
 }

@@ -39,6 +39,7 @@ def notes(runs: Sequence[Run], arms: Sequence[Arm]) -> list[str]:
         *_unfinished(runs),
         *_common_points(runs, arms),
         *_data(runs, arms),
+        *_begun_from(runs, arms),
         *_unlike_settings(arms),
         *_time(runs, arms),
         "A point within a run lies before its learning-rate decay. So a speedup read from the other run's curve is "
@@ -108,6 +109,16 @@ def _data(runs: Sequence[Run], arms: Sequence[Arm]) -> list[str]:
         if isinstance(available, int | float) and 0 < available < run.final.tokens:
             found.append(f"'{run.name}' read its training data {run.final.tokens / available:.1f} times over.")
     return found
+
+
+def _begun_from(runs: Sequence[Run], arms: Sequence[Arm]) -> list[str]:
+    begun = [run for run in runs if run.record.get("initial_weights")]
+    if not begun:
+        return []
+    return [
+        f"Begun from a trained model's weights: {_named(begun, arms)}. What that model took (FLOPs, tokens, seconds) is "
+        "not counted here."
+    ]
 
 
 def _unlike_settings(arms: Sequence[Arm]) -> list[str]:

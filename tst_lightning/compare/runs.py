@@ -39,8 +39,9 @@ PHASE_KEYS: dict[str, Any] = {
     "flops_per_step": (int, float),
 }
 COMPUTE_COLUMNS = ("compute/step", "compute/flops", "compute/tokens", "compute/positions", "compute/seconds")
-# Bookkeeping that transformers writes into a configuration; it doesn't change the model.
-CONFIG_BOOKKEEPING = {"transformers_version", "_name_or_path", "name_or_path"}
+# Bookkeeping that transformers writes into a configuration, and ids for generating text; they don't change the model.
+CONFIG_BOOKKEEPING = {"transformers_version", "_name_or_path", "name_or_path", "architectures"}
+CONFIG_BOOKKEEPING |= {"bos_token_id", "eos_token_id"}
 
 Row = dict[str, float]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
 
 from tst_lightning.compare.units import flops_text, loss_text, tokens_text
@@ -101,8 +102,15 @@ def _summary(trained: TrainedModel, exported: Exported) -> str:
         how = f"[Token Superposition Training (arXiv 2605.06546)]({PAPER})"
     return (
         f"A base language model, `{exported.architecture}` with {exported.parameters:,} parameters in {exported.dtype},"
-        f" pretrained from scratch by {how} with tst-lightning. It is an ordinary model: transformers alone runs it."
+        f" pretrained {_begin(trained)} by {how} with tst-lightning. It is an ordinary model: transformers alone runs it."
     )
+
+
+def _begin(trained: TrainedModel) -> str:
+    if trained.begun_from is None:
+        return "from scratch"
+    folder, sha256 = (trained.begun_from[key] for key in ("folder", "sha256"))
+    return f"on from the weights of {_plain(PurePath(folder).name)} (sha256 of its safetensors `{sha256}`)"
 
 
 def _chosen(settings: dict[str, Any]) -> list[str]:

@@ -50,6 +50,7 @@ class TrainedModel:
         phases: that were trained in so far, in their order; empty if the run had no FlopsMeter.
         corpora: tokens read of each; empty likewise.
         attention: how the FLOPs count it; None likewise.
+        begun_from: ``folder`` and ``sha256`` of the weights that the run began from; None if they were drawn.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class TrainedModel:
     phases: list[PhaseTotals]
     corpora: dict[str, int]
     attention: str | None
+    begun_from: dict[str, Any] | None
 
     @property
     def superposed(self) -> PhaseTotals | None:
@@ -110,6 +112,7 @@ def read_trained(path: Path) -> TrainedModel:
         phases=phases,
         corpora=meter.get("corpora", {}),
         attention=meter.get("attention"),
+        begun_from=content.get("begun_from"),
     )
 
 

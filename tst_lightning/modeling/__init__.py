@@ -15,6 +15,7 @@ from tst_lightning.modeling.layers import (
     decoder_layers,
 )
 from tst_lightning.modeling.own_forward import check_trainable
+from tst_lightning.modeling.pretrained import check_same_tokenizer, load_weights, read_config, weights_sha256
 from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "all_alike",
     "build_causal_lm",
     "build_on_meta",
+    "check_same_tokenizer",
     "check_trainable",
     "checkpoint_activations",
     "compile_layers",
@@ -32,5 +34,8 @@ __all__ = [
     "decoder_layers",
     "experts_a_position",
     "initialise",
+    "load_weights",
+    "read_config",
     "redraw_embeddings",
+    "weights_sha256",
 ]

@@ -92,7 +92,7 @@ def _draw_some(
                 return f"{names[module]}.{name}"
             target = getattr(targets[names[module]], name)
             if id(target) not in given:  # of tied weights the first, the embedding's, counts
-                _copy(value, target)
+                copy_values(value, target)
             given.add(id(target))
         module.to_empty(device="meta", recurse=False)
     return None
@@ -104,9 +104,15 @@ def _own(modules: list[nn.Module]) -> Iterator[Tensor]:
         yield from module.buffers(recurse=False)
 
 
-def _copy(value: Tensor, target: Tensor) -> None:
+def copy_values(value: Tensor, target: Tensor) -> None:
+    """Copies a whole tensor, which each process has, into one that may be sharded: of that a process fills its own part.
+
+    Args:
+        value: on the CPU.
+        target: of its shape, on any device.
+    """
     if isinstance(target, DTensor):
-        # Every process has drawn the whole: it cuts out its own part, and nothing is sent.
+        # Every process has the whole: it cuts out its own part, and nothing is sent.
         part = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
         value, target = part.to_local(), target.to_local()
     target.copy_(value)
