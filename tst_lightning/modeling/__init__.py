@@ -15,6 +15,7 @@ from tst_lightning.modeling.layers import (
     decoder_layers,
 )
 from tst_lightning.modeling.own_forward import check_trainable
+from tst_lightning.modeling.pretrained import load_weights, read_config
 from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [
@@ -32,5 +33,7 @@ __all__ = [
     "decoder_layers",
     "experts_a_position",
     "initialise",
+    "load_weights",
+    "read_config",
     "redraw_embeddings",
 ]
