@@ -1,6 +1,7 @@
 """The LightningModule: hands each step to the phase that it belongs to, and validates on next tokens in every phase."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.fully_sharded import FullyShardedStrategy
-from tst_lightning.metrics import NextTokenMetrics, score_mixture
+from tst_lightning.metrics import LossByPosition, NextTokenMetrics, score_mixture
 from tst_lightning.modeling import (
     ActivationCheckpointing,
     CausalLM,
@@ -25,17 +26,19 @@ from tst_lightning.modeling import (
     checkpoint_activations,
     compile_layers,
     initialise,
+    load_weights,
 )
 from tst_lightning.optim import HIDDEN, WarmupStableDecay, decay_groups
-from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
+from tst_lightning.phases import NextTokenByPosition, NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
 
-def check_fits(config: PreTrainedConfig, data: Any) -> None:
+def check_fits(config: PreTrainedConfig, data: Any, folder: Path | None = None) -> None:
     """Checks a model against the data that it is to read.
 
     Args:
         config: of the model.
         data: the data module.
+        folder: of a finished model, whose sizes are as they are; None for one of the run's configuration.
 
     Raises:
         ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
@@ -43,14 +46,18 @@ def check_fits(config: PreTrainedConfig, data: Any) -> None:
     ids = data.tokenizer.vocab_size
     if ids > config.vocab_size:
         raise ConfigError(
-            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; set"
-            f" model.config.init_args.vocab_size to {ids} or more"
+            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; "
+            + (
+                f"name shards that were made with the tokenizer of '{folder}'"
+                if folder
+                else f"set model.config.init_args.vocab_size to {ids} or more"
+            )
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and data.seq_len > positions:
         raise ConfigError(
-            f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
-            " model.config.init_args.max_position_embeddings"
+            f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len"
+            + ("" if folder else " or raise model.config.init_args.max_position_embeddings")
         )
 
 
@@ -71,6 +78,11 @@ class SuperpositionModule(LightningModule):
             is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
             matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
             everything.
+
+    Attributes:
+        pretrained: folder of a Hugging Face model of ``config``, whose weights the model is given; None draws them.
+        scores: of the last ``validate`` or ``test``, by the names of :func:`~tst_lightning.metrics.score_mixture`.
+        loss_by_position: of the same, (L,) nats a token of each corpus, by its name.
     """
 
     def __init__(
@@ -89,7 +101,10 @@ class SuperpositionModule(LightningModule):
         self.lr_schedule = lr_schedule
         self.compile_layers = compile
         self.activation_checkpointing = activation_checkpointing
-        self.validation = NextTokenPhase()
+        self.validation: NextTokenPhase = NextTokenPhase()
+        self.pretrained: Path | None = None
+        self.scores: dict[str, Tensor] = {}
+        self.loss_by_position: dict[str, Tensor] = {}
         self.model: CausalLM
         self._schedule: PhaseSchedule | None = None
         self._corpus_loss: Tensor = torch.zeros(())
@@ -144,6 +159,8 @@ class SuperpositionModule(LightningModule):
             initialise(self.model.lm, strategy.root_device)
             if self.model.extra_head is not None:
                 self.model.extra_head.initialise(strategy.root_device)
+            if self.pretrained:
+                load_weights(self.model.lm, self.pretrained)
 
     def setup(self, stage: str) -> None:
         """Checks the model against the data, and readies the metrics.
@@ -153,17 +170,22 @@ class SuperpositionModule(LightningModule):
                 can't train such a model, or gradients are to be clipped other than by norm.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_fits(self.config, data)
+        check_fits(self.config, data, self.pretrained)
         algorithm = self.trainer.gradient_clip_algorithm
         if algorithm not in (None, "norm"):
             raise ConfigError(
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
-        for phase in self.phases.values():
-            phase.setup(data.tokenizer.end_of_document_id, self.config)
+        if stage == "fit":  # any model can be scored, whatever the phases could train
+            for phase in self.phases.values():
+                phase.setup(data.tokenizer.end_of_document_id, self.config)
         self.val_metrics = nn.ModuleDict(
             {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
         )
+        self.position_metrics = nn.ModuleDict()
+        if stage != "fit":  # there validations are many, and are to cost nothing more
+            self.validation = NextTokenByPosition()
+            self.position_metrics.update({corpus.name: LossByPosition(data.seq_len) for corpus in data.corpora})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule stepped with it."""
@@ -304,6 +326,9 @@ class SuperpositionModule(LightningModule):
         loss = self.model(batch["tokens"], self.validation)
         if "again" not in batch:  # run to keep the other ranks company
             metrics.update(loss)
+            if self.position_metrics:
+                by_position: Any = list(self.position_metrics.values())[dataloader_idx]
+                by_position.update(loss)
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss (nats a token), perplexity and bits per byte over the validation splits."""
@@ -322,7 +347,11 @@ class SuperpositionModule(LightningModule):
         shares = {corpus.name: corpus.share for corpus in data.corpora}
         metrics: Any = dict(self.val_metrics.items())
         scores = score_mixture(metrics, shares)
-        for metric in metrics.values():
+        by_position: Any = dict(self.position_metrics.items())
+        if by_position:
+            self.scores = scores
+            self.loss_by_position = {name: metric.compute() for name, metric in by_position.items()}
+        for metric in (*metrics.values(), *by_position.values()):
             metric.reset()
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, prog_bar=True)
 
