@@ -58,7 +58,7 @@ def arms() -> list[Arm]:
     found = [Arm(name, (file,)) for name, file in reference]
     found += [Arm(path.stem, (str(path),)) for path in sorted(Path("configs/variants").glob("*.yaml"))]
     # A change of the optimizer or of what attention sees is one for the baseline too.
-    found += [Arm(f"baseline, {path.stem}", (str(path), BASELINE)) for path in [Path("configs/variants/muon.yaml")]]
+    found += [Arm(f"baseline, {path.stem}", (BASELINE, str(path))) for path in [Path("configs/variants/muon.yaml")]]
     return found + [Arm(f"{name}, rate {rate:g}", (file,), rate) for name, file in reference for rate in OTHER_RATES]
 
 

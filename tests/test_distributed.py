@@ -112,6 +112,26 @@ def test_every_validation_token_is_scored_once(whole: Path, few: Path, capfd: py
     assert one["val/loss"] == pytest.approx(float(two["val/loss"]), rel=1e-6)
 
 
+def test_two_processes_score_an_export_as_one_does(whole: Path, tmp_path: Path) -> None:
+    """Position by position, and under FSDP2 too, where each process keeps half of every weight."""
+    checkpoint, folder = whole / "checkpoints" / "last.ckpt", tmp_path / "exported"
+    assert main(["export", str(checkpoint), "--out", str(folder)]) == 0
+    command = ["validate", "--config", str(whole.with_suffix(".yaml")), "--ckpt_path"]
+    sharded = '{"class_path": "tst_lightning.fully_sharded.FullyShardedStrategy"}'
+    for name, model, layout, ranks in (
+        ("one", checkpoint, ["--trainer.devices", "1", "--trainer.strategy", "auto"], 1),
+        ("ddp", folder, [], 2),
+        ("fsdp", folder, ["--trainer.strategy", sharded], 2),
+    ):
+        out = ["--out", str(tmp_path / f"{name}.json")]
+        done = run(*command, str(model), *layout, *out, ranks=ranks)
+        assert done.returncode == 0 and done.stdout.count("scored    ") == 1, done.stderr
+    one, *others = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "ddp", "fsdp"))
+    for two in others:
+        assert two["device"] == "2 x cpu" and two["tokens"] == one["tokens"]
+        assert two["loss_by_position"] == pytest.approx(one["loss_by_position"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -140,6 +140,16 @@ def test_one_process_scores_it(whole: Path, capfd: pytest.CaptureFixture[str]) -
     assert main(["validate", "--config", str(whole.with_suffix(".yaml")), "--config", str(one)]) == 0
     scored = dict(re.findall(r"(val/\w+)\W+([\d.]+)", capfd.readouterr().out))
     assert float(scored["val/loss"]) == pytest.approx(float(logged), rel=1e-6)
+    command = ["validate", "--config", str(whole.with_suffix(".yaml")), "--config", str(one), "--ckpt_path"]
+    exported, scores = whole.with_name("exported"), []
+    assert main(["export", str(whole / "checkpoints" / "last.ckpt"), "--out", str(exported)]) == 0
+    for model in (whole / "checkpoints" / "last.ckpt", exported):
+        out = model.with_suffix(".json")
+        assert main([*command, str(model), "--out", str(out)]) == 0
+        scores.append(json.loads(out.read_text()))
+    for key in ("loss", "perplexity", "bits_per_byte", "loss_by_position", "corpora"):
+        assert scores[0][key] == scores[1][key], key
+    assert (scores[0]["step"], scores[0]["phase"]) == (20, {"name": "recovery", "bag_size": 1})
     fit = ["fit", "--config", str(whole.with_suffix(".yaml")), "--config", str(one)]
     checkpoint = str(whole / "checkpoints" / "switch-recovery-step=10.ckpt")
     assert main([*fit, "--run_dir", str(whole.with_name("one")), "--ckpt_path", checkpoint]) == 2

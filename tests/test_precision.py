@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from tests.conftest import ROOT
 from tst_lightning.losses import LossSum
-from tst_lightning.metrics import NextTokenMetrics
+from tst_lightning.metrics import LossByPosition, NextTokenMetrics
 from tst_lightning.modeling import build_causal_lm
 
 
@@ -44,6 +44,10 @@ def test_scores_are_added_up_in_float64_whatever_the_model_is_cast_to() -> None:
     assert metric.compute()["tokens"] == 256_000 and metric.compute()["loss"] == 5.0
     metric.reset()
     assert metric.total.dtype == metric.count.dtype == torch.float64
+    by_position = nn.ModuleDict({"all": LossByPosition(2)}).to(torch.bfloat16)["all"]
+    for _ in range(1000):
+        by_position.update(LossSum(torch.tensor(16.0), torch.tensor([3.0, 5.0, 3.0, 5.0]), torch.tensor(4.0)))
+    assert by_position.compute().tolist() == [3.0, 5.0] and by_position.totals.dtype == torch.float64
 
 
 def test_rare_and_frequent_tokens_learn_alike_in_bfloat16() -> None:

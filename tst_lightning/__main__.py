@@ -16,7 +16,7 @@ COMMANDS = {
     "prepare": ("tst_lightning.commands.prepare", "turn text into tokenised shards"),
     "plan": ("tst_lightning.commands.plan", "what a run would take, and which bag size and ratio to take"),
     "fit": ("tst_lightning.commands.fit", "train: superposition, then recovery, or any other phases"),
-    "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint on the validation split"),
+    "validate": ("tst_lightning.commands.fit", "next-token loss of a checkpoint or an export, by corpus and position"),
     "test": ("tst_lightning.commands.fit", "the same score under the test/ tags (there is no third split)"),
     "sweep": ("tst_lightning.commands.sweep", "fit over a grid or list of settings, and the surface of their losses"),
     "export": ("tst_lightning.commands.export", "a checkpoint as an ordinary Hugging Face folder, checked"),

@@ -10,7 +10,17 @@ from torchmetrics import Metric
 from tst_lightning.losses import LossSum
 
 
-class NextTokenMetrics(Metric):
+class _Sums(Metric):
+    """Sums in float64."""
+
+    full_state_update = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        # Under bf16-true Lightning turns every part of the module to bfloat16, in which a sum stops growing at 256.
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
+
+
+class NextTokenMetrics(_Sums):
     """Mean loss, perplexity and bits per byte over a whole validation split.
 
     torchmetrics' own Perplexity wants (B, L, V) logits, which the loss never keeps; so this one takes the loss's sum
@@ -20,7 +30,6 @@ class NextTokenMetrics(Metric):
         bytes_per_token: UTF-8 bytes of text a token of the split stands for, from the shards' manifest.
     """
 
-    full_state_update = False
     total: Tensor
     count: Tensor
 
@@ -29,10 +38,6 @@ class NextTokenMetrics(Metric):
         self.bytes_per_token = bytes_per_token
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        # Under bf16-true Lightning turns every part of the module to bfloat16, in which a sum stops growing at 256.
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
 
     def update(self, loss: LossSum) -> None:
         """Adds a batch's sum (nats) and count (predicted tokens)."""
@@ -48,6 +53,32 @@ class NextTokenMetrics(Metric):
             "bits_per_byte": loss / math.log(2) / self.bytes_per_token,
             "tokens": self.count,
         }
+
+
+class LossByPosition(_Sums):
+    """Mean loss of each position of the context over a whole validation split; all are scored in every row.
+
+    Args:
+        positions: of a row, L.
+    """
+
+    totals: Tensor
+    rows: Tensor
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.add_state("totals", torch.zeros(positions, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: LossSum) -> None:
+        """Adds a batch's parts (B * L,), one a position, row after row."""
+        parts = loss.parts.double().view(-1, len(self.totals))
+        self.totals += parts.sum(0)
+        self.rows += len(parts)
+
+    def compute(self) -> Tensor:
+        """(L,) nats a token."""
+        return self.totals / self.rows
 
 
 def score_mixture(metrics: Mapping[str, NextTokenMetrics], shares: Mapping[str, float]) -> dict[str, Tensor]:

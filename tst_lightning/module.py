@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.fully_sharded import FullyShardedStrategy
-from tst_lightning.metrics import NextTokenMetrics, score_mixture
+from tst_lightning.metrics import LossByPosition, NextTokenMetrics, score_mixture
 from tst_lightning.modeling import (
     ActivationCheckpointing,
     CausalLM,
@@ -31,7 +31,7 @@ from tst_lightning.modeling import (
     weights_sha256,
 )
 from tst_lightning.optim import HIDDEN, WarmupStableDecay, decay_groups
-from tst_lightning.phases import NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
+from tst_lightning.phases import NextTokenByPosition, NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
 
 
 def check_fits(config: PreTrainedConfig, data: Any, folder: str | None = None) -> None:
@@ -90,6 +90,8 @@ class SuperpositionModule(LightningModule):
         begun_from: of first weights that were read: ``folder``, ``sha256`` of its safetensors, and ``tokenizer_compared``,
             whether it had one to hold against the shards'; None if they were drawn.
         has_checkpoint: set it where a checkpoint is about to be restored, so that first weights are not read before.
+        scores: of the last ``validate`` or ``test``, by the names of :func:`~tst_lightning.metrics.score_mixture`.
+        loss_by_position: of the same, (L,) nats a token of each corpus, by its name.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class SuperpositionModule(LightningModule):
         self.lr_schedule = lr_schedule
         self.compile_layers = compile
         self.activation_checkpointing = activation_checkpointing
-        self.validation = NextTokenPhase()
+        self.validation: NextTokenPhase = NextTokenPhase()
+        self.scores: dict[str, Tensor] = {}
+        self.loss_by_position: dict[str, Tensor] = {}
         self.model: CausalLM
         self._schedule: PhaseSchedule | None = None
         self._corpus_loss: Tensor = torch.zeros(())
@@ -198,11 +202,16 @@ class SuperpositionModule(LightningModule):
             raise ConfigError(
                 f"trainer.gradient_clip_algorithm is '{str.__str__(algorithm)}'; only 'norm' is supported"
             )
-        for phase in self.phases.values():
-            phase.setup(data.tokenizer.end_of_document_id, self.config)
+        if stage == "fit":  # any model can be scored, whatever the phases could train
+            for phase in self.phases.values():
+                phase.setup(data.tokenizer.end_of_document_id, self.config)
         self.val_metrics = nn.ModuleDict(
             {corpus.name: NextTokenMetrics(corpus.manifest.val.bytes_per_token) for corpus in data.corpora}
         )
+        self.position_metrics = nn.ModuleDict()
+        if stage != "fit":  # there validations are many, and are to cost nothing more
+            self.validation = NextTokenByPosition()
+            self.position_metrics.update({corpus.name: LossByPosition(data.seq_len) for corpus in data.corpora})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, and the schedule stepped with it."""
@@ -343,6 +352,9 @@ class SuperpositionModule(LightningModule):
         loss = self.model(batch["tokens"], self.validation)
         if "again" not in batch:  # run to keep the other ranks company
             metrics.update(loss)
+            if self.position_metrics:
+                by_position: Any = list(self.position_metrics.values())[dataloader_idx]
+                by_position.update(loss)
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss (nats a token), perplexity and bits per byte over the validation splits."""
@@ -361,7 +373,11 @@ class SuperpositionModule(LightningModule):
         shares = {corpus.name: corpus.share for corpus in data.corpora}
         metrics: Any = dict(self.val_metrics.items())
         scores = score_mixture(metrics, shares)
-        for metric in metrics.values():
+        by_position: Any = dict(self.position_metrics.items())
+        if by_position:
+            self.scores = scores
+            self.loss_by_position = {name: metric.compute() for name, metric in by_position.items()}
+        for metric in (*metrics.values(), *by_position.values()):
             metric.reset()
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()}, prog_bar=True)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tst_lightning.modeling import CausalLM, build_causal_lm
-from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.phases import NextTokenByPosition, NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
 L = 5
 CONFIG = LlamaConfig(
@@ -43,6 +43,16 @@ def losses_by_position(model: CausalLM, phase: PhaseStrategy, tokens: Tensor) ->
         # Position j's input bag and target bag, as a row of one position.
         parts.append(phase.loss(model, hidden[:, j : j + 1], tokens[:, j * s : (j + 2) * s]).total)
     return torch.stack(parts)
+
+
+def test_losses_by_position_are_those_of_each_position_and_the_same_total(model: CausalLM) -> None:
+    apart, rows = NextTokenByPosition(), NextTokenPhase()
+    tokens = row(apart)
+    mine, whole = model(tokens, apart), model(tokens, rows)
+    expected = [losses_by_position(model, rows, tokens[i : i + 1]) for i in range(len(tokens))]
+    torch.testing.assert_close(mine.parts, torch.cat(expected).detach(), rtol=1e-12, atol=0)
+    assert torch.equal(mine.total, whole.total)
+    torch.testing.assert_close(mine.parts.view(2, L).sum(1), whole.parts, rtol=1e-15, atol=0)
 
 
 PHASES: list[Callable[[], PhaseStrategy]] = [

@@ -142,10 +142,7 @@ class RunRecord(Callback):
             "device_name": _device_name(trainer.strategy.root_device),
             "compiled_layers": pl_module.compile_layers,
             "precision": str(trainer.precision),
-            "versions": {
-                name: version(name) for name in ("tst-lightning", "torch", "lightning", "litdata", "transformers")
-            }
-            | {"python": platform.python_version()},
+            "versions": versions(),
         }
 
     def _summary(self, trainer: Trainer, pl_module: Any) -> str:
@@ -221,6 +218,12 @@ class RunRecord(Callback):
             if isinstance(logger, TensorBoardLogger):
                 # The tab shows a tag's last value; Lightning writes these at step 0, each over the one before.
                 logger.log_hyperparams(shown, {"hparams/val_loss": float(trainer.callback_metrics["val/loss"])})
+
+
+def versions() -> dict[str, str]:
+    """Of this project, what it stands on, and Python."""
+    names = ("tst-lightning", "torch", "lightning", "litdata", "transformers")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _device_name(device: torch.device) -> str:

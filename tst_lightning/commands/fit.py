@@ -33,6 +33,7 @@ from tst_lightning.commands.run_folder import (
     read_status,
 )
 from tst_lightning.commands.run_parser import RunParser
+from tst_lightning.commands.scoring import check_out, check_tokenizer, find_scored, said, write_scores
 from tst_lightning.data.datamodule import TokenDataModule
 from tst_lightning.errors import ConfigError, RunError, Stopped, UserError
 from tst_lightning.fully_sharded import FullyShardedStrategy
@@ -42,9 +43,12 @@ from tst_lightning.whole_file import write_whole
 
 DESCRIPTIONS = {
     "fit": "Trains a model through its phases.",
-    "validate": "Scores a checkpoint on the validation split.",
-    "test": "Scores a checkpoint under the test/ tags.",
+    "validate": "Scores a checkpoint, or a Hugging Face model, on the validation split of any shards.",
+    "test": "As validate, under the test/ tags.",
 }
+
+
+_SCORING = ("validate", "test")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -66,7 +70,7 @@ CommandLine = TypeVar("CommandLine", bound="TSTCommandLine")
 class TSTCommandLine(LightningCLI):
     """Module, data module and trainer from one configuration; refuses to overwrite a run by accident.
 
-    The three commands share all options, so that the configuration saved by one serves the others.
+    The three commands share all options but ``--out``, so that the configuration saved by one serves the others.
 
     Args:
         command: fit, validate or test.
@@ -86,8 +90,11 @@ class TSTCommandLine(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="checkpoint to go on from, or to score; `last` is the run's own, where fit begins if there is none",
+            help="checkpoint to go on from, or to score; `last` is the run's own, where fit begins if there is none; to"
+            " score also a Hugging Face folder, such as tst export writes",
         )
+        if self.command in _SCORING:
+            parser.add_argument("--out", type=str | None, metavar="FILE", help="new JSON file for all figures")
 
         parser.add_argument("--loggers", type=dict[str, Logger], default={}, help="name -> logger of training")
         parser.add_argument("--callbacks", type=dict[str, Callback], default={}, help="name -> callback, in this order")
@@ -242,18 +249,33 @@ class TSTCommandLine(LightningCLI):
             print(f"stopped   {run_dir}: {steps:,} of {self.trainer.max_steps:,} steps{scored}")
 
     def validate(self) -> None:
-        """Scores a checkpoint, the run's last one unless told, on the validation split."""
-        self._call(self.trainer.validate, self._checkpoint_to_score())
+        """Scores a checkpoint, the run's last one unless told, or a Hugging Face folder, on the validation split.
+
+        Raises:
+            ConfigError: there is none, it does not fit the shards, or ``--out`` names a file that is there.
+            RunError: it is damaged.
+        """
+        self._score(self.trainer.validate)
 
     def test(self) -> None:
         """As :meth:`validate`, under the ``test/`` tags."""
-        self._call(self.trainer.test, self._checkpoint_to_score())
+        self._score(self.trainer.test)
 
-    def _checkpoint_to_score(self) -> Path:
-        found = find_checkpoint(Path(self.config.run_dir), self.config.ckpt_path or "last")
-        if found is None:
-            raise ConfigError(f"there is no last checkpoint in '{self.config.run_dir}'; name one with --ckpt_path")
-        return found.path
+    def _score(self, method: Callable[..., Any]) -> None:
+        out = self.config.out
+        check_out(out)
+        scored = find_scored(Path(self.config.run_dir), self.config.ckpt_path)
+        check_tokenizer(scored, self.datamodule)
+        if scored.config is None:
+            self._call(method, scored.path)
+        else:
+            self.model.config, self.model.initial_weights = scored.config, str(scored.path)
+            self._call(method, None)
+        if self.trainer.is_global_zero:
+            print(said(scored, self.model, self.datamodule))
+            if out is not None:
+                write_scores(Path(out), scored, self.model, self.datamodule, self.trainer)
+                print(f"written   {out}")
 
     def _call(self, method: Callable[..., Any], checkpoint: Path | None, step: int = 0) -> None:
         trainer = self.trainer

@@ -241,6 +241,10 @@ class TokenDataModule(LightningDataModule):
     def _val_rows(self, corpus: Corpus) -> int:
         return sum(chunk["tokens"] // (self.seq_len + 1) for chunk in corpus.manifest.val.chunks)
 
+    def val_tokens(self, corpus: Corpus) -> int:
+        """Tokens that a whole validation predicts of a corpus."""
+        return self._val_rows(corpus) * self.seq_len
+
     def _replica(self) -> Replica:
         trainer = self.trainer
         assert trainer is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tst_lightning.checkpoint_file import read_step
 from tst_lightning.errors import ConfigError, RunError
-from tst_lightning.sharded_checkpoint import read_sharded
+from tst_lightning.sharded_checkpoint import TRAINER_STATE, read_sharded
 
 _PREFIX = "model.lm."  # of the Hugging Face model's own names, in the LightningModule
 
@@ -66,8 +66,32 @@ class TrainedModel:
     @property
     def superposed(self) -> PhaseTotals | None:
         """The phase that training was in last, if a position read several tokens in it."""
-        last = self.phases[-1] if self.phases else None
-        return last if last and last.bag_size > 1 else None
+        return _superposed(self.phases)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training had come.
+
+    Attributes:
+        step: optimizer steps done.
+        phases: as of :class:`TrainedModel`.
+        tokenizer_sha256: of the shards that were read; None if it is not kept.
+    """
+
+    step: int
+    phases: list[PhaseTotals]
+    tokenizer_sha256: str | None
+
+    @property
+    def superposed(self) -> PhaseTotals | None:
+        """As of :class:`TrainedModel`."""
+        return _superposed(self.phases)
+
+
+def _superposed(phases: list[PhaseTotals]) -> PhaseTotals | None:
+    last = phases[-1] if phases else None
+    return last if last and last.bag_size > 1 else None
 
 
 def read_trained(path: Path) -> TrainedModel:
@@ -97,23 +121,54 @@ def read_trained(path: Path) -> TrainedModel:
     if not settings or not weights:
         lacking = "configuration of its model" if not settings else f"weights named {_PREFIX}*"
         raise RunError(f"checkpoint '{path}' has no {lacking} in it; it is of another version, or of another program")
-    meter = content.get("callbacks", {}).get("FlopsMeter", {})
-    phases = [
-        PhaseTotals(name, *(totals[key] for key in PhaseTotals._fields[1:]))
-        for name, totals in meter.get("phases", {}).items()
-        if totals["positions"]
-    ]
+    meter = _meter(content)
     return TrainedModel(
         path=path,
         settings=settings,
         weights=weights,
         step=content["global_step"],
         total_steps=content.get("total_steps", content["global_step"]),
-        phases=phases,
+        phases=_phases(meter),
         corpora=meter.get("corpora", {}),
         attention=meter.get("attention"),
         begun_from=content.get("begun_from"),
     )
+
+
+def read_progress(path: Path) -> Progress:
+    """Reads how far training had come from a checkpoint that was looked through; its weights are left where they are.
+
+    Args:
+        path: of the checkpoint, a file or a sharded one's folder.
+
+    Raises:
+        RunError: it does not say so in the way of `tst fit`.
+        OSError: it can't be read.
+    """
+    content = torch.load(
+        path / TRAINER_STATE if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True
+    )
+    try:
+        streams = content["loops"].get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
+        tokenizer = next((stream["layout"]["tokenizer"] for stream in streams), None)
+        return Progress(content["global_step"], _phases(_meter(content)), tokenizer)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"checkpoint '{path}' does not say how far training had come ({error!r}); it was altered, or is of another"
+            " version"
+        ) from error
+
+
+def _meter(content: dict[str, Any]) -> dict[str, Any]:
+    return content.get("callbacks", {}).get("FlopsMeter", {})
+
+
+def _phases(meter: dict[str, Any]) -> list[PhaseTotals]:
+    return [
+        PhaseTotals(name, *(totals[key] for key in PhaseTotals._fields[1:]))
+        for name, totals in meter.get("phases", {}).items()
+        if totals["positions"]
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def read_config(folder: str) -> PreTrainedConfig:
             " safetensors, such as `tst export` writes (nothing is fetched from a hub: download the model first)"
         )
     if not (path / "config.json").is_file():
-        raise ConfigError(f"model.initial_weights '{folder}' has no config.json; name the folder that holds the model")
+        raise ConfigError(f"'{folder}' has no config.json; name the folder that holds the model")
     if (path / "adapter_config.json").exists():
-        raise ConfigError(f"model.initial_weights '{folder}' holds an adapter; merge it into its model, and save that")
+        raise ConfigError(f"'{folder}' holds an adapter; merge it into its model, and save that")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever files and transformers say
@@ -142,7 +142,7 @@ def _files(folder: str) -> list[Path]:
     if not (path / _WEIGHTS).exists():
         if not (path / _INDEX).exists():
             raise ConfigError(
-                f"model.initial_weights '{folder}' has no {_WEIGHTS} and no {_INDEX}; other forms are not read, pickled"
+                f"'{folder}' has no {_WEIGHTS} and no {_INDEX}; other forms are not read, pickled"
                 " ones (.bin) since they may run code: load it by transformers, and save it by save_pretrained"
             )
         try:

@@ -4,7 +4,7 @@ from tst_lightning.phases.base import PhaseStrategy
 from tst_lightning.phases.documents import DocumentBagsPhase
 from tst_lightning.phases.folded_rows import FoldedRowsPhase
 from tst_lightning.phases.multi_token import MultiTokenPhase
-from tst_lightning.phases.next_token import NextTokenPhase
+from tst_lightning.phases.next_token import NextTokenByPosition, NextTokenPhase
 from tst_lightning.phases.output_only import AnnealedOutputPhase, OutputOnlyPhase
 from tst_lightning.phases.schedule import PhaseSchedule, ScheduledPhase
 from tst_lightning.phases.superposition import SuperpositionPhase
@@ -14,6 +14,7 @@ __all__ = [
     "DocumentBagsPhase",
     "FoldedRowsPhase",
     "MultiTokenPhase",
+    "NextTokenByPosition",
     "NextTokenPhase",
     "OutputOnlyPhase",
     "PhaseSchedule",

@@ -36,7 +36,16 @@ class NextTokenPhase(PhaseStrategy):
 
     def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
         """Cross-entropy of (B, L, d) hidden states against tokens 1 to L of (B, L + 1)."""
-        loss = next_token_cross_entropy(
-            hidden.flatten(0, 1), model.head, tokens[:, 1 + ahead :].flatten(), model.softcap
-        )
-        return loss.by_row(len(tokens))
+        return _by_position(model, hidden, tokens, ahead).by_row(len(tokens))
+
+
+class NextTokenByPosition(NextTokenPhase):
+    """As :class:`NextTokenPhase`, at the same cost, with a part for each position: to see what a context is worth."""
+
+    def loss(self, model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int = 0) -> LossSum:
+        """As inherited, with parts (B * (L - ahead),), row after row."""
+        return _by_position(model, hidden, tokens, ahead)
+
+
+def _by_position(model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int) -> LossSum:
+    return next_token_cross_entropy(hidden.flatten(0, 1), model.head, tokens[:, 1 + ahead :].flatten(), model.softcap)
