@@ -50,6 +50,7 @@ def test_every_command_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.Mo
         "compare",
         "validate",
         "export",
+        "generate",
     }
     for command in commands:
         words = shlex.split(command)
