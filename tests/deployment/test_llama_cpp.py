@@ -37,6 +37,8 @@ def test_the_same_greedy_tokens(
     options = xllamacpp.CommonParams()
     options.model.path = str(tmp_path / "model.gguf")
     options.n_ctx, options.n_parallel, options.n_gpu_layers = 2 * POSITIONS, 1, 0
+    # Its threads wait for each other by spinning, which takes minutes where others use the cores too.
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
     options.fit_params = options.warmup = options.ui = False
     options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
