@@ -108,10 +108,9 @@ def test_where_it_stops(
 ) -> None:
     tokenizer, ids = ids_of(exported, PROMPT, max_new_tokens=8, do_sample=False)
     start = len(tokenizer(PROMPT).input_ids)
-    third = tokenizer.decode(ids[start + 2])
-    before = tokenizer.decode(ids[: start + 2])
-    if third not in before:
-        assert generate(exported, "--prompt", PROMPT, "--stop", "never", third)[0] == before + third + "\n"
+    new = next(n for n in range(start, len(ids)) if tokenizer.decode(ids[n]) not in tokenizer.decode(ids[:n]))
+    before, stop = tokenizer.decode(ids[:new]), tokenizer.decode(ids[new])
+    assert generate(exported, "--prompt", PROMPT, "--stop", "never", stop)[0] == before + stop + "\n"
 
     room = SEQ_LEN + 1 - start
     text, said = generate(exported, "--prompt", PROMPT, "--max_new_tokens", "1000")
