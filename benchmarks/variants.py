@@ -73,7 +73,8 @@ def planned(arm: Arm) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{arm.name}: {done.stderr.strip()}")
     there = json.loads(done.stdout)["arms"]
-    return there.get("tst", there["baseline"]) | {"baseline": there["baseline"]}
+    # Of a configuration without superposition the plan's other arm is what it recommends.
+    return there["baseline" if BASELINE in arm.files else "tst"] | {"baseline": there["baseline"]}
 
 
 def run_sweep(folder: Path, cases: list[dict[str, Any]], parallel: int) -> list[dict[str, Any]]:
@@ -130,6 +131,9 @@ def main() -> None:
     for each in results:
         each["to_baseline"] = difference(each["losses"], results[0]["losses"])
         each["to_superposition"] = difference(each["losses"], results[1]["losses"])
+        for other in results:
+            if other["name"] == f"baseline, {each['name']}":
+                each["to_own_baseline"] = difference(each["losses"], other["losses"])
     document = facts | {"arms": results, "tables": {"results": table(results), "costs": costs(results)}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -34,16 +34,23 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def costs(results: list[dict[str, Any]]) -> str:
-    """Markdown: what a step of each phase costs and reads, in those of the baseline's steps.
+    """Markdown: what the steps of each phase cost and read, in those of the baseline's steps; an arm a line.
 
     Args:
-        results: as for :func:`table`.
+        results: as for :func:`table`; other learning rates than the first arm's cost the same.
     """
-    rows = [["arm", "phase", "FLOPs a step", "tokens a step"]]
+    rows = [["arm", "phases", "FLOPs of a step", "tokens of a step"]]
     for each in results:
-        for number, (phase, of) in enumerate(each["phases"].items()):
-            name = each["name"] if number == 0 else ""
-            rows.append([name, phase, f"{of['flops']:.3f}", f"{of['tokens']:.2f}"])
+        if each["learning_rate"] == results[0]["learning_rate"]:
+            flops, tokens = ([of[key] for of in each["phases"].values()] for key in ("flops", "tokens"))
+            rows.append(
+                [
+                    each["name"],
+                    ", ".join(each["phases"]),
+                    ", ".join(f"{value:.3f}" for value in flops),
+                    ", ".join(f"{value:g}" for value in tokens),
+                ]
+            )
     return scaling_tables.table(rows)
 
 

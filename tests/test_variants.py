@@ -2,6 +2,7 @@
 ordinary model.
 """
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,10 @@ def test_the_page_names_every_variant_and_its_own_phase_trains(
     tmp_path: Path, fit: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs" / "variants.md").read_text()
+    results = json.loads((ROOT / "benchmarks" / "results" / "variants.json").read_text())
+    for name, content in results["tables"].items():
+        assert f"<!-- {name} -->\n{content}\n<!-- end -->" in page
+    assert {path.stem for path in VARIANTS} <= {arm["name"] for arm in results["arms"]}
     assert [path.stem for path in VARIANTS if f"`{path.stem}`" not in page] == []
     code, configuration = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "yaml"))
     assert code and configuration
