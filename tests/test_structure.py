@@ -31,7 +31,7 @@ ORDER = [
         {"corpus"},
         {"shards"},
         {"checkpoint_file.py", "sharded_checkpoint.py", "checkpoint_io.py"},
-        {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "muon.py", "optim.py"},
+        {"bags.py", "fused_cross_entropy.py", "losses.py", "metrics.py", "muon.py", "optim.py", "continuation.py"},
     ),
     *(
         {"modeling"},

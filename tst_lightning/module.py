@@ -1,6 +1,5 @@
 """The LightningModule: hands each step to the phase that it belongs to, and validates on next tokens in every phase."""
 
-import json
 from typing import Any
 
 import torch
@@ -14,6 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig
 
+from tst_lightning.continuation import (
+    model_settings,
+    optimizer_settings,
+    random_state,
+    refuse_another,
+    refuse_other_weights,
+    restore_random_state,
+)
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.fully_sharded import FullyShardedStrategy
 from tst_lightning.metrics import LossByPosition, NextTokenMetrics, score_mixture
@@ -21,6 +28,7 @@ from tst_lightning.modeling import (
     ActivationCheckpointing,
     CausalLM,
     build_causal_lm,
+    check_fits,
     check_same_tokenizer,
     check_trainable,
     checkpoint_activations,
@@ -32,37 +40,6 @@ from tst_lightning.modeling import (
 )
 from tst_lightning.optim import HIDDEN, WarmupStableDecay, decay_groups
 from tst_lightning.phases import NextTokenByPosition, NextTokenPhase, PhaseSchedule, PhaseStrategy, ScheduledPhase
-
-
-def check_fits(config: PreTrainedConfig, data: Any, folder: str | None = None) -> None:
-    """Checks a model against the data that it is to read.
-
-    Args:
-        config: of the model.
-        data: the data module.
-        folder: that the configuration is from, if it is a folder's.
-
-    Raises:
-        ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
-    """
-    ids = data.tokenizer.vocab_size
-    if ids > config.vocab_size:
-        raise ConfigError(
-            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; "
-            + (
-                f"prepare the text by `tst prepare ... --tokenizer {folder}`"
-                if folder
-                else f"set model.config.init_args.vocab_size to {ids} or more"
-            )
-        )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and data.seq_len > positions:
-        key = f"max_position_embeddings in '{folder}/config.json'"
-        key = key if folder else "model.config.init_args.max_position_embeddings"
-        raise ConfigError(
-            f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
-            f" {key}"
-        )
 
 
 class SuperpositionModule(LightningModule):
@@ -131,7 +108,6 @@ class SuperpositionModule(LightningModule):
         self._planned_switches: list[int] = []
         self._gradient_norm: Tensor | None = None
         self._norm_to_log: Tensor = torch.zeros(())
-        self._made_with: dict[str, dict[str, Any]] = {}
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -388,14 +364,12 @@ class SuperpositionModule(LightningModule):
         checkpoint["total_steps"] = self.trainer.max_steps
         checkpoint["switches"] = self.schedule.switches
         checkpoint["made_with"] = {
-            "model.config": self._model_settings(),
-            "model.optimizer": self._optimizer_settings(self.trainer.optimizers[0]),
+            "model.config": model_settings(self.config),
+            "model.optimizer": optimizer_settings(self.trainer.optimizers[0]),
         }
         if self.begun_from is not None:
             checkpoint["begun_from"] = self.begun_from
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+        checkpoint["rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the random state until training begins; set-up still draws from it.
@@ -403,51 +377,23 @@ class SuperpositionModule(LightningModule):
         Raises:
             ConfigError: the checkpoint is of another model, or model, first weights or optimizer were configured otherwise.
         """
-        here = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         # A sharded checkpoint's weights have been read by the strategy already.
-        saved = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", self.state_dict()).items()}
-        for name in sorted(here.keys() | saved.keys()):
-            if here.get(name) != saved.get(name):
-                raise ConfigError(
-                    f"the checkpoint is of another model: '{name}' has shape {saved.get(name, 'none')} in it,"
-                    f" {here.get(name, 'none')} here; restore model.config (for an extra head"
-                    " model.phases), or start a new run"
-                )
+        refuse_other_weights(self.state_dict(), checkpoint.get("state_dict", self.state_dict()))
         self.begun_from = checkpoint.get("begun_from")
         if self.initial_weights is not None and self.begun_from is None:
             raise ConfigError(
                 f"the checkpoint's run did not begin from model.initial_weights ('{self.initial_weights}'), which would be"
                 " recorded but not used; leave it out, or start a new run"
             )
-        self._made_with = checkpoint.get("made_with", {})
-        self._refuse_another("model.config", self._model_settings())
+        made_with, config = checkpoint.get("made_with", {}), model_settings(self.config)
+        refuse_another("model.config", made_with.get("model.config", config), config)
         if self.trainer.state.fn == "fit":  # before a state is loaded into another's optimizer
-            self._refuse_another("model.optimizer", self._optimizer_settings(self.new_optimizer()))
+            optimizer = optimizer_settings(self.new_optimizer())
+            refuse_another("model.optimizer", made_with.get("model.optimizer", optimizer), optimizer)
         self._rng = checkpoint.get("rng")
         self._planned_steps = int(checkpoint.get("total_steps", self.trainer.max_steps))
         # Older checkpoints lack them, and know no schedule that asks.
         self._planned_switches = [int(switch) for switch in checkpoint.get("switches", [])]
-
-    def _model_settings(self) -> dict[str, Any]:
-        settings = json.loads(self.config.to_json_string(use_diff=True))
-        return {key: value for key, value in settings.items() if key != "transformers_version"}
-
-    @staticmethod
-    def _optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
-        # Torch adds this one wherever a state is loaded.
-        settings = {"class": type(optimizer).__name__, "differentiable": False} | optimizer.defaults
-        return json.loads(json.dumps(settings, default=str))
-
-    def _refuse_another(self, key: str, now: dict[str, Any]) -> None:
-        """Weights and optimizer state would come from the checkpoint, and the record say otherwise."""
-        was = self._made_with.get(key, now)
-        differing = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
-        if differing:
-            listed = "; ".join(f"{name} was {was.get(name)}, now {now.get(name)}" for name in differing)
-            raise ConfigError(
-                f"the checkpoint was made with another {key} ({listed}): what is asked for would be recorded but not used;"
-                " restore it, or start a new run"
-            )
 
     def on_train_start(self) -> None:
         """Restores the random state of a resumed run.
@@ -469,6 +415,4 @@ class SuperpositionModule(LightningModule):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         if rng := getattr(self, "_rng", None):
-            torch.set_rng_state(rng["cpu"])
-            if "cuda" in rng and torch.cuda.is_available():
-                torch.cuda.set_rng_state(rng["cuda"])
+            restore_random_state(rng)

@@ -11,7 +11,8 @@ from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data.datamodule import TokenDataModule, check_sizes
 from tst_lightning.data.remote import is_remote
 from tst_lightning.errors import ConfigError
-from tst_lightning.module import SuperpositionModule, check_fits
+from tst_lightning.modeling import check_fits
+from tst_lightning.module import SuperpositionModule
 from tst_lightning.phases import PhaseSchedule
 from tst_lightning.plan.setting import Layout, Setting
 

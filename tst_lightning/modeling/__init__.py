@@ -16,7 +16,7 @@ from tst_lightning.modeling.layers import (
 )
 from tst_lightning.modeling.own_forward import check_trainable
 from tst_lightning.modeling.pretrained import check_same_tokenizer, load_weights, read_config, weights_sha256
-from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
+from tst_lightning.modeling.size import Parameters, active_numbers, check_fits, count_parameters
 
 __all__ = [
     "ActivationCheckpointing",
@@ -26,6 +26,7 @@ __all__ = [
     "all_alike",
     "build_causal_lm",
     "build_on_meta",
+    "check_fits",
     "check_same_tokenizer",
     "check_trainable",
     "checkpoint_activations",

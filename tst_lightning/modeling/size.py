@@ -1,12 +1,15 @@
-"""How large a model is, before it is built: absurd sizes are refused in a moment, not after the machine is full."""
+"""How large a model is, before it is built: absurd sizes are refused in a moment, not after the machine is full; and
+whether its sizes are those that the data ask for.
+"""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from tst_lightning.errors import ConfigError
 from tst_lightning.modeling.causal_lm import CausalLM, build_on_meta, check_sizes, experts_a_position, running
 
 
@@ -80,3 +83,34 @@ def _count(model: CausalLM) -> Parameters:
                 total += weight.numel()
                 active += active_numbers(layer, weight, model.lm.config)
     return Parameters(total, active)
+
+
+def check_fits(config: PreTrainedConfig, data: Any, folder: str | None = None) -> None:
+    """Checks a model against the data that it is to read.
+
+    Args:
+        config: of the model.
+        data: the data module.
+        folder: that the configuration is from, if it is a folder's.
+
+    Raises:
+        ConfigError: an id of the shards is outside the model's vocabulary, or rows are longer than its positions.
+    """
+    ids = data.tokenizer.vocab_size
+    if ids > config.vocab_size:
+        raise ConfigError(
+            f"the shards' tokenizer has {ids:,} ids, the model's vocabulary {config.vocab_size:,}; "
+            + (
+                f"prepare the text by `tst prepare ... --tokenizer {folder}`"
+                if folder
+                else f"set model.config.init_args.vocab_size to {ids} or more"
+            )
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and data.seq_len > positions:
+        key = f"max_position_embeddings in '{folder}/config.json'"
+        key = key if folder else "model.config.init_args.max_position_embeddings"
+        raise ConfigError(
+            f"data.seq_len is {data.seq_len:,}, but the model has {positions:,} positions; lower data.seq_len or raise"
+            f" {key}"
+        )
