@@ -137,16 +137,16 @@ def bag_weights(weighting: str | PowerLaw, bag_size: int) -> Tensor:
         )
     weight_of = weighting if isinstance(weighting, PowerLaw) else BAG_WEIGHTINGS[weighting]
     try:
-        weights = torch.tensor([weight_of(i) for i in range(1, bag_size + 1)], dtype=torch.float64)
+        weights = [float(weight_of(i)) for i in range(1, bag_size + 1)]
     except OverflowError:
-        weights = torch.tensor([math.inf])
-    total = weights.sum()
-    if not total.isfinite() or (weights < 0).any() or total == 0:
+        weights = [math.inf]
+    total = sum(weights)
+    if not math.isfinite(total) or min(weights) < 0 or total == 0:
         raise ValueError(
             f"weighting {weighting} does not give the {bag_size} tokens of a bag finite weights of 0 and more, and one"
             " above 0; change its constants"
         )
-    return weights / total
+    return torch.tensor(weights, dtype=torch.float64) / total
 
 
 def mean_embedding(bags: Tensor, weight: Tensor, untrained: int | None = None) -> Tensor:

@@ -7,10 +7,9 @@ import pytest
 
 from tests.deployment.conftest import NEW_TOKENS, greedy
 
-ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed (extra deploy)")
-
 
 def test_the_same_greedy_tokens(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed (extra deploy)")
     tokenizer, expected = greedy(exported("dense"))
     ctranslate2.converters.TransformersConverter(str(exported("dense"))).convert(str(tmp_path / "converted"))
     generator = ctranslate2.Generator(str(tmp_path / "converted"), device="cpu", compute_type="float32")

@@ -10,7 +10,6 @@ import pytest
 
 from tests.deployment.conftest import NEW_TOKENS, POSITIONS, greedy
 
-xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's Python package is not installed (extra deploy)")
 SOURCE = os.environ.get("LLAMA_CPP", "")
 
 
@@ -32,6 +31,7 @@ def convert(folder: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_greedy_tokens(
     name: str, exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp's Python package is not installed (extra deploy)")
     tokenizer, expected = greedy(exported(name))
     convert(exported(name), tmp_path / "model.gguf", monkeypatch)
     options = xllamacpp.CommonParams()

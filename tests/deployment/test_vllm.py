@@ -7,13 +7,12 @@ import pytest
 
 from tests.deployment.conftest import NEW_TOKENS, POSITIONS, PROMPTS, greedy
 
-pytest.importorskip(
-    "vllm", reason="vLLM is not installed; it brings a torch of its own, so give it its own environment"
-)
-
 
 @pytest.mark.parametrize("name", ["dense", "moe"])
 def test_the_same_greedy_tokens(name: str, exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "vllm", reason="vLLM is not installed; it brings a torch of its own, so give it its own environment"
+    )
     for key, value in {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
