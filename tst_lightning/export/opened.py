@@ -72,12 +72,13 @@ def _of_folder(folder: Path, tokenizer: str | None, dtype: torch.dtype) -> Opene
     # Safetensors alone: the other format is pickle.
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        lm, found_weights = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
         )
     except Exception as error:  # the library's own kinds, torch's and those of safetensors
         raise RunError(f"'{folder}' can't be loaded as a causal language model ({_reason(error)})") from error
-    check_whole(str(folder), lm, found_weights)  # of which transformers would only warn
+    lm, loading = loaded
+    check_whole(str(folder), lm, loading)  # of which transformers would only warn
     if tokenizer is not None:
         return Opened(lm.eval(), _plain(load_tokenizer(tokenizer)), _card_warning(folder))
     try:

@@ -15,7 +15,13 @@ from tst_lightning.modeling.layers import (
     decoder_layers,
 )
 from tst_lightning.modeling.own_forward import check_trainable
-from tst_lightning.modeling.pretrained import check_same_tokenizer, check_whole, load_weights, read_config, weights_sha256
+from tst_lightning.modeling.pretrained import (
+    check_same_tokenizer,
+    check_whole,
+    load_weights,
+    read_config,
+    weights_sha256,
+)
 from tst_lightning.modeling.size import Parameters, active_numbers, count_parameters
 
 __all__ = [

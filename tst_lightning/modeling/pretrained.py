@@ -47,6 +47,13 @@ def read_config(folder: str) -> PreTrainedConfig:
             f"'{folder}/config.json' is no configuration that this version of transformers knows ({_reason(error)});"
             " code that a folder brings is not run: choose another model"
         ) from error
+    if getattr(config, "transformers_weights", None) is not None:  # read in place of those that are hashed
+        raise ConfigError(f"'{folder}/config.json' names another file of weights (transformers_weights); take that out")
+    if "/" in str(getattr(config, "_attn_implementation", None)):
+        raise ConfigError(
+            f"'{folder}/config.json' names attention code of a hub ({config._attn_implementation}), and code that a folder"
+            " brings is not run; take attn_implementation out"
+        )
     if not hasattr(config, "vocab_size"):
         raise ConfigError(
             f"the {type(config).__name__} in '{folder}' is of a model of more than text, which holds a language model among"
