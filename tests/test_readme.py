@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ SMALL = {
 
 def shown_commands() -> list[str]:
     return re.findall(r"^\$ \.venv/bin/tst (.*)$", README, re.MULTILINE)
+
+
+def test_every_extra_is_there() -> None:
+    there = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    code = "".join(path.read_text() for path in (ROOT / "tst_lightning").rglob("*.py"))
+    named = set(re.findall(r"tst-lightning\[(\w+)\]", README + code))
+    assert named and named <= set(there)
 
 
 def test_every_command_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,10 +167,16 @@ def test_a_model_of_several_targets_is_sampled_with_a_warning(
     )
 
 
+def test_logits_that_are_not_finite(generate: Callable[..., tuple[str, str]], exported: Path) -> None:
+    _, err = generate(exported, "--prompt", "a", "--temperature", "1e-45", code=1)
+    assert "error: no token can be drawn" in err and "Traceback" not in err
+
+
 def test_what_can_not_be_used(refused: Callable[..., str], exported: Path, tiny_run: Path, tmp_path: Path) -> None:
     assert "there is no checkpoint at" in refused(tmp_path / "none", "--prompt", "a")
     assert "is a run's folder; name one of its checkpoints" in refused(tiny_run, "--prompt", "a")
     assert "there is no tokenizer at 'nowhere'" in refused(last(tiny_run), "--prompt", "a", "--tokenizer", "nowhere")
+    assert "--device 'meta' can't be used here (" in refused(exported, "--prompt", "a", "--device", "meta")
     assert "text needs a tokenizer" in refused(exported, "--prompt", "a", "--tokenizer", "none")
     folder = tmp_path / "folder"
     shutil.copytree(exported, folder)
@@ -178,6 +184,9 @@ def test_what_can_not_be_used(refused: Callable[..., str], exported: Path, tiny_
         (folder / name).unlink()
     assert "has no tokenizer that can be loaded (" in refused(folder, "--prompt", "a")
     config = json.loads((folder / "config.json").read_text())
+    more = config | {"num_hidden_layers": config["num_hidden_layers"] + 1}
+    (folder / "config.json").write_text(json.dumps(more))
+    assert "is missing, and 8 more of that kind" in refused(folder, "--prompt", "a")
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config | own))

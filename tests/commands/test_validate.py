@@ -156,10 +156,10 @@ def test_ranges_double_and_hold_every_position_once(positions: int) -> None:
 def refused(tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Expects a refusal in one line, and gives it."""
 
-    def run(model: Path, *words: str, code: int) -> str:
+    def run(model: Path, *words: str, code: int, command: str = "validate") -> str:
         capfd.readouterr()
-        command = ["validate", "--config", str(tiny_run / "config.yaml"), "--ckpt_path", str(model)]
-        assert main([*command, *words]) == code
+        whole = [command, "--config", str(tiny_run / "config.yaml"), "--ckpt_path", str(model)]
+        assert main([*whole, *words]) == code
         captured = capfd.readouterr()
         assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
         assert "Validate metric" not in captured.out
@@ -214,3 +214,11 @@ def test_a_file_that_is_there_is_kept(refused: Any, exported: Path, tmp_path: Pa
     out.write_text("mine")
     assert f"--out '{out}' is there already; name a new file" in refused(exported, "--out", str(out), code=2)
     assert out.read_text() == "mine"
+    assert "which is no folder" in refused(exported, "--out", str(out / "scores.json"), code=2)
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_nothing_to_score(refused: Any, tiny_run: Path, command: str) -> None:
+    limit = f"limit_{'val' if command == 'validate' else 'test'}_batches"
+    said = refused(last(tiny_run), f"--trainer.{limit}", "0", code=2, command=command)
+    assert f"trainer.{limit} is 0, so nothing would be scored" in said

@@ -153,6 +153,12 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "code of its own": (configured(**OF_OTHERS), "code that a folder brings is not run"),
     "quantised": (configured(quantization_config={"quant_method": "fp8"}), "are quantised"),
+    "other weights": (configured(transformers_weights="other.safetensors"), "names another file of weights"),
+    "a hub's attention": (configured(attn_implementation="some/kernel"), "names attention code of a hub"),
+    "of images too": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "gemma3"}'),
+        "Gemma3Config in .* is of a model of more than text",
+    ),
     "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds an adapter"),
 }
 

@@ -264,6 +264,9 @@ class TSTCommandLine(LightningCLI):
     def _score(self, method: Callable[..., Any]) -> None:
         out = self.config.out
         check_out(out)
+        limit = "limit_val_batches" if self.command == "validate" else "limit_test_batches"
+        if getattr(self.trainer, limit) == 0:
+            raise ConfigError(f"trainer.{limit} is 0, so nothing would be scored; leave it out, or raise it")
         scored = find_scored(Path(self.config.run_dir), self.config.ckpt_path)
         check_tokenizer(scored, self.datamodule)
         if scored.config is None:

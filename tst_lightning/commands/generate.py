@@ -87,6 +87,13 @@ def main(name: str, arguments: list[str]) -> None:
         raise RunError(
             f"the model does not fit the memory of {device}; try --dtype bfloat16 or --device cpu"
         ) from error
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise RunError(
+            f"no token can be drawn: the logits of '{given.model}', over --temperature, are not all finite; the model"
+            " diverged, or the temperature is too near 0"
+        ) from error
 
 
 def _check(given: Namespace) -> None:

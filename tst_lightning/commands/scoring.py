@@ -87,10 +87,13 @@ def check_out(out: str | None) -> None:
     """Refuses a file that can't be written, before the work is done.
 
     Raises:
-        ConfigError: there is something already.
+        ConfigError: there is something already, or no folder can be made for it.
     """
     if out is not None and Path(out).exists():
         raise ConfigError(f"--out '{Path(out)}' is there already; name a new file, such as scores.json")
+    above = next((each for each in Path(out).absolute().parents if each.exists()), None) if out else None
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"--out '{out}' lies in '{above}', which is no folder; name a new file, such as scores.json")
 
 
 def doubling_ranges(positions: int) -> list[range]:

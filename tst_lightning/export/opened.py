@@ -14,6 +14,7 @@ from tst_lightning.export.card import CARD, WARNING, sampling_warning
 from tst_lightning.export.model import build_model, model_config
 from tst_lightning.export.run_facts import NO_TOKENIZER, RunFacts, find_tokenizer, read_facts
 from tst_lightning.export.trained import TrainedModel, read_trained
+from tst_lightning.modeling import check_whole
 from tst_lightning.shards.tokenizer import ShardTokenizer, load_tokenizer
 
 
@@ -71,9 +72,13 @@ def _of_folder(folder: Path, tokenizer: str | None, dtype: torch.dtype) -> Opene
     # Safetensors alone: the other format is pickle.
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+        )
     except Exception as error:  # the library's own kinds, torch's and those of safetensors
         raise RunError(f"'{folder}' can't be loaded as a causal language model ({_reason(error)})") from error
+    lm, loading = loaded
+    check_whole(str(folder), lm, loading)  # of which transformers would only warn
     if tokenizer is not None:
         return Opened(lm.eval(), _plain(load_tokenizer(tokenizer)), _card_warning(folder))
     try:
@@ -102,7 +107,7 @@ def find_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # meta tensors hold nothing
     except Exception as error:  # of torch and of the device's driver
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device '{name}' can't be used here ({reason})") from error

@@ -15,7 +15,13 @@ from tst_lightning.modeling.layers import (
     decoder_layers,
 )
 from tst_lightning.modeling.own_forward import check_trainable
-from tst_lightning.modeling.pretrained import check_same_tokenizer, load_weights, read_config, weights_sha256
+from tst_lightning.modeling.pretrained import (
+    check_same_tokenizer,
+    check_whole,
+    load_weights,
+    read_config,
+    weights_sha256,
+)
 from tst_lightning.modeling.size import Parameters, active_numbers, check_fits, count_parameters
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "check_fits",
     "check_same_tokenizer",
     "check_trainable",
+    "check_whole",
     "checkpoint_activations",
     "compile_layers",
     "count_parameters",

@@ -47,6 +47,18 @@ def read_config(folder: str) -> PreTrainedConfig:
             f"'{folder}/config.json' is no configuration that this version of transformers knows ({_reason(error)});"
             " code that a folder brings is not run: choose another model"
         ) from error
+    if getattr(config, "transformers_weights", None) is not None:  # read in place of those that are hashed
+        raise ConfigError(f"'{folder}/config.json' names another file of weights (transformers_weights); take that out")
+    if "/" in str(getattr(config, "_attn_implementation", None)):
+        raise ConfigError(
+            f"'{folder}/config.json' names attention code of a hub ({config._attn_implementation}), and code that a folder"
+            " brings is not run; take attn_implementation out"
+        )
+    if not hasattr(config, "vocab_size"):
+        raise ConfigError(
+            f"the {type(config).__name__} in '{folder}' is of a model of more than text, which holds a language model among"
+            " others; save that one alone, and name its folder"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
             f"the weights in '{folder}' are quantised, which can't be trained; take the model they are of"
@@ -176,6 +188,21 @@ def _read(folder: str) -> PreTrainedModel:
             f"the weights in '{folder}' can't be loaded ({_unconverted(error) or _reason(error)})"
         ) from error
     whole, found = loaded
+    check_whole(folder, whole, found)
+    return whole
+
+
+def check_whole(folder: str, whole: PreTrainedModel, found: dict[str, Any]) -> None:
+    """Refuses a model of which transformers has drawn weights at random, or left out some of the folder's.
+
+    Args:
+        folder: of the model.
+        whole: as loaded from it.
+        found: what ``from_pretrained`` tells of its loading.
+
+    Raises:
+        ConfigError: names the first such weight.
+    """
     wrong = [f"'{name}' is missing" for name in sorted(found["missing_keys"])]
     wrong += [
         f"'{name}' has shape {tuple(there)}, {tuple(here)} by config.json"
@@ -188,7 +215,6 @@ def _read(folder: str) -> PreTrainedModel:
             f"the weights in '{folder}' are not those of the {type(whole).__name__} in its config.json: {wrong[0]}{more};"
             " name a folder whose files belong together"
         )
-    return whole
 
 
 def _unconverted(error: Exception) -> str | None:
