@@ -140,7 +140,7 @@ def test_scores_of_a_checkpoint_and_of_its_export(
 
     events = EventAccumulator(str(run / "tensorboard" / "evaluations")).Reload()
     points = {"python/acc": acc, "python/acc_norm": acc_norm, "both/acc": both["accuracy"]}
-    points["average"] = mine["average_accuracy"]
+    points["average/both+python"] = mine["average_accuracy"]
     axes = {"eval": 20, "eval_by_gflop": flops // 10**9, "eval_by_token": 3200}
     assert {tag: (event.step, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)} == {
         f"{axis}/{tag}": (step, pytest.approx(value)) for axis, step in axes.items() for tag, value in points.items()

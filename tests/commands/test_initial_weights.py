@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.conftest import SEQ_LEN, tiny_config
+from tests.conftest import ROOT, SEQ_LEN, tiny_config
 from tests.test_resume import assert_same_state, last, signal_at
 from tst_lightning.__main__ import main
 from tst_lightning.compare.arms import arms_of
@@ -130,6 +130,7 @@ def test_runs_from_other_weights_are_other_arms(fit: Any, tmp_path: Path, tiny_r
     ("words", "says"),
     [
         (["--model.initial_weights", "someone/model"], "there is no such folder; name a local one"),
+        (["--model.initial_weights", str(ROOT / "LICENSE")], "a file; name a folder with config.json and safetensors"),
         (["--model.config", "null"], "model.config and model.initial_weights are both not given"),
     ],
 )

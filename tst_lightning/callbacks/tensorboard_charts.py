@@ -29,7 +29,7 @@ LAYOUT = {
         "training loss": _chart("train_by_token/.*"),
     },
     "accuracy at equal compute (steps are GFLOP)": {
-        "average accuracy": _chart("eval_by_gflop/average"),
+        "average accuracy": _chart("eval_by_gflop/average/.*"),
         "accuracy by task": _chart("eval_by_gflop/.*/acc.*"),
     },
     "training loss of each phase": {"training loss": _chart("train/.*/loss.*"), "validation loss": _chart("val/loss")},

@@ -122,7 +122,8 @@ def keep_in_run(run_dir: Path, content: Mapping[str, Any]) -> None:
         if value is not None and not metric.partition(",")[0].endswith("_stderr")
     }
     if content["average_accuracy"] is not None:
-        scores["average"] = content["average_accuracy"]
+        # By the tasks in it: averages of other suites are other quantities, and would be joined by one line.
+        scores[f"average/{'+'.join(sorted(content['averaged']))}"] = content["average_accuracy"]
     with SummaryWriter(str(run_dir / "tensorboard" / FOLDER)) as writer:
         for axis, step in axes.items():
             for tag, value in scores.items():

@@ -31,6 +31,11 @@ def read_config(folder: str) -> PreTrainedConfig:
         ConfigError: there is no such folder, or it holds no whole model of an architecture that transformers itself knows.
     """
     path = Path(folder)
+    if path.is_file():
+        raise ConfigError(
+            f"model.initial_weights is '{folder}', a file; name a folder with config.json and safetensors: of a checkpoint"
+            " `tst export` makes one"
+        )
     if not path.is_dir():
         raise ConfigError(
             f"model.initial_weights is '{folder}', and there is no such folder; name a local one with config.json and"
