@@ -190,9 +190,14 @@ def test_what_can_not_be_used(refused: Callable[..., str], exported: Path, tiny_
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config | own))
-    assert "can't be loaded as a causal language model (" in refused(folder, "--prompt", "a", code=1)
+    assert "code that a folder brings is not run" in refused(folder, "--prompt", "a")
     assert not (tmp_path / "ran").exists()
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/attention"}))
+    assert "names attention code of a hub (someone/attention)" in refused(folder, "--prompt", "a")
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refused(folder, "--prompt", "a")
+    (folder / "adapter_config.json").unlink()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "can't be loaded as a causal language model (" in refused(folder, "--prompt", "a", code=1)
 

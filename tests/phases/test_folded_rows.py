@@ -1,11 +1,19 @@
 """Folded rows: what they read, against superposition over rows as long, and what they refuse."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import SEQ_LEN
 from tests.phases.test_phases import CONFIG
+from tests.test_resume import last
+from tst_lightning.__main__ import main
 from tst_lightning.data.rows import cut_rows, row_plans
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import build_causal_lm
@@ -47,3 +55,26 @@ def test_what_it_refuses() -> None:
         FoldedRowsPhase(4).row_tokens(10)
     with pytest.raises(ConfigError, match="row_multiple is 0"):
         FoldedRowsPhase(4, row_multiple=0)
+
+
+@pytest.mark.parametrize("multiple", [None, 1])
+def test_a_run_takes_reads_and_records_as_many_rows_as_it_says(
+    multiple: int | None, fit: Callable[..., tuple[int, str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Meter, record and plan, each by hand: 10 steps of 4 rows of 16 tokens, in bags of 4; s times the rows, or as many."""
+    init_args: dict[str, Any] = {"bag_size": 4, "share": 0.5, "row_multiple": multiple}
+    folded = {"class_path": "tst_lightning.phases.FoldedRowsPhase", "init_args": init_args}
+    recovery = {"class_path": "tst_lightning.phases.NextTokenPhase", "init_args": {}}
+    code, said = fit("run", model__phases={"superposition": folded, "recovery": recovery})
+    assert code == 0, said
+    rows = 10 * 4 * (multiple or 4)
+    done = last(tmp_path / "run")["callbacks"]["FlopsMeter"]["phases"]["superposition"]
+    assert (done["positions"], done["tokens"]) == (rows * SEQ_LEN // 4, rows * SEQ_LEN)
+    record, _ = json.loads((tmp_path / "run" / "run.json").read_text())["phases"]
+    assert (record["tokens"], 10 * record["flops_per_step"]) == (done["tokens"], done["flops"])
+    capfd.readouterr()
+    assert main(["plan", "--config", str(tmp_path / "run" / "config.yaml"), "--json"]) == 0
+    planned = json.loads(capfd.readouterr().out)["arms"]["tst"]["phases"]["superposition"]
+    assert [planned[key] for key in ("positions", "tokens", "flops")] == [
+        done[key] for key in ("positions", "tokens", "flops")
+    ]

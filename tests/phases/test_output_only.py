@@ -1,5 +1,9 @@
 """Output-only superposition and its annealed form, against the untouched model's logits and ordinary training."""
 
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,3 +93,16 @@ def test_annealed_weights_go_from_those_of_a_bag_to_the_next_token_alone(model: 
     torch.testing.assert_close(
         model(tokens, phase).total, model(tokens, OutputOnlyPhase(4, weighting="power_law")).total
     )
+
+
+def test_a_run_tells_the_phase_how_far_it_is(fit: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """The first step is at the weights of the beginning; from the second on they are others."""
+    losses = []
+    for name in ("OutputOnlyPhase", "AnnealedOutputPhase"):
+        phase = {"class_path": f"tst_lightning.phases.{name}", "init_args": {"bag_size": 4}}
+        code, said = fit(name, model__phases={"only": phase}, trainer__max_steps=4, model__optimizer__init_args__lr=0.0)
+        assert code == 0, said
+        with open(tmp_path / name / "csv" / "version_0" / "metrics.csv") as file:
+            losses.append([float(row["train/only/loss"]) for row in csv.DictReader(file) if row["train/only/loss"]])
+    assert len(losses[0]) == 4 and losses[0][0] == losses[1][0]
+    assert all(a != b for a, b in zip(losses[0][1:], losses[1][1:], strict=True))

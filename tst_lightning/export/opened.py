@@ -14,7 +14,7 @@ from tst_lightning.export.card import CARD, WARNING, sampling_warning
 from tst_lightning.export.model import build_model, model_config
 from tst_lightning.export.run_facts import NO_TOKENIZER, RunFacts, find_tokenizer, read_facts
 from tst_lightning.export.trained import TrainedModel, read_trained
-from tst_lightning.modeling import check_whole
+from tst_lightning.modeling import check_whole, read_config
 from tst_lightning.shards.tokenizer import ShardTokenizer, load_tokenizer
 
 
@@ -71,9 +71,10 @@ def open_model(path: Path, tokenizer: str | None, dtype: torch.dtype, sampled: b
 def _of_folder(folder: Path, tokenizer: str | None, dtype: torch.dtype) -> Opened:
     # Safetensors alone: the other format is pickle.
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = read_config(str(folder))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
         )
     except Exception as error:  # the library's own kinds, torch's and those of safetensors
         raise RunError(f"'{folder}' can't be loaded as a causal language model ({_reason(error)})") from error

@@ -66,7 +66,7 @@ def read_config(folder: str) -> PreTrainedConfig:
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"the weights in '{folder}' are quantised, which can't be trained; take the model they are of"
+            f"the weights in '{folder}' are quantised, which nothing here reads; take the model they are of"
         )
     return config
 
