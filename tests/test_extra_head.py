@@ -63,6 +63,15 @@ def test_without_weight_it_trains_what_the_inner_phases_train(fit: Any, tiny_run
     assert logged_losses(tmp_path / "run") == logged_losses(tiny_run)
 
 
+def test_the_bar_shows_what_is_logged(fit: Any, tmp_path: Path) -> None:
+    phases = {"only": with_head(tiny_config(Path(), Path()), "recovery")}
+    code, said = fit("run", "--callbacks.progress.refresh_rate", "1", model__phases=phases, trainer__max_steps=4)
+    assert code == 0, said
+    with open(tmp_path / "run" / "csv" / "version_0" / "metrics.csv") as file:
+        logged = [float(row["train/only/loss"]) for row in csv.DictReader(file) if row["train/only/loss"]]
+    assert "4/4 [" in said and f"loss={logged[-1]:.3f}" in said.split("4/4 [")[-1]
+
+
 def scored(command: list[str], capfd: pytest.CaptureFixture[str]) -> float:
     capfd.readouterr()
     assert main(["validate", *command]) == 0

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import GemmaConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tests.conftest import ROOT
+from tst_lightning.__main__ import main
 from tst_lightning.bags import bag_weights, mean_embedding
 from tst_lightning.flops import count_flops_per_row
 from tst_lightning.losses import IGNORED
@@ -262,7 +264,9 @@ def test_trains_through_the_command(fit: Callable[..., tuple[int, str]], name: s
     assert code == 0, said
 
 
-def test_an_architecture_that_cannot_is_refused_before_training(fit: Callable[..., tuple[int, str]]) -> None:
+def test_an_architecture_that_cannot_is_refused_before_training(
+    fit: Callable[..., tuple[int, str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     window = {
         "class_path": "transformers.MistralConfig",
         "init_args": {**SHAPE, "vocab_size": 320, "num_key_value_heads": 2, "sliding_window": 8},
@@ -274,3 +278,5 @@ def test_an_architecture_that_cannot_is_refused_before_training(fit: Callable[..
     code, said = fit("window", model__config=window, model__phases={"only": masked})
     assert code == 2 and "mask_attention is on, but MistralConfig does not go by PyTorch's fused attention" in said
     assert "Traceback" not in said and "set mask_attention: false" in said
+    assert main(["plan", "--config", str(tmp_path / "window.yaml")]) == 2
+    assert "mask_attention is on, but MistralConfig" in capfd.readouterr().err
