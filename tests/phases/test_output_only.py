@@ -106,3 +106,12 @@ def test_a_run_tells_the_phase_how_far_it_is(fit: Callable[..., tuple[int, str]]
             losses.append([float(row["train/only/loss"]) for row in csv.DictReader(file) if row["train/only/loss"]])
     assert len(losses[0]) == 4 and losses[0][0] == losses[1][0]
     assert all(a != b for a, b in zip(losses[0][1:], losses[1][1:], strict=True))
+
+
+def test_a_block_that_holds_too_few_rows_is_refused(fit: Callable[..., tuple[int, str]]) -> None:
+    """Else its last row, in every block and pass the same text, would never be read."""
+    phase = {"class_path": "tst_lightning.phases.OutputOnlyPhase", "init_args": {"bag_size": 5}}
+    code, said = fit(model__phases={"only": phase})
+    assert code == 2 and "Traceback" not in said
+    assert "phase 'only' reads rows of 21 tokens, of which a block of 68 (data.block_rows 4) holds too few" in said
+    assert fit("enough", model__phases={"only": phase}, data__block_rows=5, trainer__max_steps=3)[0] == 0
