@@ -1,0 +1,210 @@
+r"""Does TST pay? The runs behind docs/evidence.md, from text to tables, for one setting file.
+
+A setting file says what is prepared, how each arm is tuned, and which questions are asked at which lengths. Learning
+rate and warmup of each arm are swept alike, with a seed that is used for nothing else; every other run takes its arm's
+best. Runs are those of two ``tst sweep``, which skip finished runs and go on with stopped ones: so the whole may be
+stopped, by a limit of time too, and gone on with by the same command.
+
+    python benchmarks/evidence.py benchmarks/evidence/cpu.yaml \
+        --out benchmarks/results/evidence_cpu.json --page docs/evidence.md
+    timeout 570 python benchmarks/evidence.py benchmarks/evidence/gpu.yaml \
+        --devices 0 --out benchmarks/results/evidence_gpu.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from evidence_charts import draw_evidence, draw_gain
+from evidence_questions import answers
+from evidence_tables import tables
+from provenance import ROOT, hardware, source
+from scaling_tables import rendered
+
+RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
+STEPS, SEED, SHARDS = "trainer.max_steps", "seed_everything,data.seed", "data.shards"
+BAG_SIZE, SHARE = (f"model.phases.superposition.init_args.{name}" for name in ("bag_size", "share"))
+ARMS = ("baseline", "tst")
+
+Case = dict[str, Any]
+Tuned = dict[str, dict[str, Any]]
+
+
+def runs_of(
+    setting: Mapping[str, Any],
+    arm: str,
+    tuned: Case,
+    steps: int,
+    seeds: Sequence[int],
+    *,
+    files: Sequence[str] = (),
+    **more: Any,
+) -> list[Case]:
+    """An arm over seeds, as ``tst sweep`` lists it.
+
+    Args:
+        setting: the setting file.
+        arm: "baseline", or "tst" for anything with a superposition phase.
+        tuned: its learning rate and warmup.
+        steps: of the whole run.
+        seeds: of weights and order of the data.
+        files: over the arm's own.
+        more: further keys of ``tst fit``, which win.
+    """
+    own = {BAG_SIZE: setting["bag_size"], SHARE: setting["share"]} if arm == "tst" else {}
+    over = [*(setting["baseline"] if arm == "baseline" else []), *files]
+    return [{"config": over, **tuned, STEPS: steps, SEED: seed, **own, **more} for seed in seeds]
+
+
+def tuning(setting: Mapping[str, Any], size: str, arm: str) -> list[Case]:
+    """Learning rate x warmup of one arm at one size, alike for all arms."""
+    tune, of = setting["tune"], setting["sizes"][size]
+    return [
+        one
+        for rate in of["learning_rates"]
+        for warmup in tune["warmups"]
+        for one in runs_of(setting, arm, {RATE: rate, WARMUP: warmup}, tune["steps"], [tune["seed"]], **of["set"])
+    ]
+
+
+def chosen(setting: Mapping[str, Any], ends: Mapping[str, Case]) -> dict[str, Tuned]:
+    """The best learning rate and warmup by size and arm.
+
+    Args:
+        setting: the setting file.
+        ends: of the tuning runs, by :func:`key`.
+    """
+    found: dict[str, Tuned] = {}
+    for size in setting["sizes"]:
+        found[size] = {}
+        for arm in ARMS:
+            best = min(tuning(setting, size, arm), key=lambda one: ends[key(one)]["final_val_loss"])
+            found[size][arm] = {name: best[name] for name in (RATE, WARMUP)}
+    return found
+
+
+def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, dict[str, list[Case]]]:
+    """The cases of every question: by part, then by arm, in the order in which they are run.
+
+    Args:
+        setting: the setting file.
+        best: as :func:`chosen`.
+    """
+
+    def runs(
+        arm: str, share: float = 1.0, size: str = setting["main"], seeds: Sequence[int] = setting["seeds"], **more: Any
+    ) -> list[Case]:
+        """An arm at a share of the steps, with its tuned values."""
+        keys = setting["sizes"][size]["set"] | more
+        return runs_of(setting, arm, best[size][arm], round(share * setting["steps"]), seeds, **keys)
+
+    made: dict[str, dict[str, list[Case]]] = {
+        "equal_flops": {arm: runs(arm) for arm in ARMS},
+        "lengths": {f"{arm} {share:g}": runs(arm, share) for share in setting["lengths"] for arm in ARMS},
+        "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting["longer"]},
+        "origin": {name: runs("tst", files=files) for name, files in setting.get("origin", {}).items()},
+        "sizes": {
+            f"{arm} {size}": runs(arm, size=size)
+            for size in setting["sizes"]
+            if size != setting["main"]
+            for arm in ARMS
+        },
+    }
+    if of := setting.get("unique"):
+        own = {SHARDS: of["shards"]}
+        made["unique"] = {arm: runs(arm, of["length"], **own) for arm in ARMS}
+        made["unique"] |= {name: runs("tst", of["length"], files=files, **own) for name, files in of["others"].items()}
+    if of := setting.get("surface"):
+        made["surface"] = {"baseline 1 0": runs("baseline", of["length"], seeds=of["seeds"])}
+        for size in of["bag_sizes"]:
+            for share in of["shares"]:
+                own = {BAG_SIZE: size, SHARE: share}
+                made["surface"][f"tst {size} {share:g}"] = runs("tst", of["length"], seeds=of["seeds"], **own)
+    return {name: arms for name, arms in made.items() if arms}
+
+
+def key(one: Case) -> str:
+    """What two cases share if they are one run."""
+    return json.dumps(one, sort_keys=True)
+
+
+def tst(*words: str) -> None:
+    """Runs a command of the project, one thread a process; ends this process where it fails."""
+    done = subprocess.run([sys.executable, "-m", "tst_lightning", *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def prepare(words: Mapping[str, Any], out: str) -> None:
+    """``tst prepare``, which leaves shards alone that are there already."""
+    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    tst("prepare", *options, "--out", out)
+
+
+def sweep(setting: Mapping[str, Any], folder: Path, cases: Iterable[Case], devices: str) -> dict[str, Case]:
+    """Trains what is not trained yet; the cases of the sweep's sweep.json, by :func:`key`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = list({key(one): one for one in cases}.values())
+    text = yaml.safe_dump({"fit": setting["fit"], "set": setting["set"], "list": listed}, sort_keys=False)
+    (folder / "sweep.yaml").write_text(text)
+    tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
+    ended = json.loads((folder / "sweep.json").read_text())["cases"]
+    return {key(one["settings"]): one for one in ended}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", type=Path, help="YAML, such as benchmarks/evidence/cpu.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="result file (JSON)")
+    parser.add_argument("--page", type=Path, help="Markdown whose tables and charts are renewed")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; runs/evidence_NAME by default")
+    parser.add_argument("--devices", default="cpu:2", help="as for tst sweep: cpu:2 is two runs at a time")
+    parser.add_argument("--parts", nargs="*", help="these questions alone, such as equal_flops lengths longer")
+    options = parser.parse_args()
+    setting = yaml.safe_load(options.setting.read_text())
+    out, page = options.out.resolve(), options.page and options.page.resolve()
+    runs = (options.runs or ROOT / "runs" / f"evidence_{options.setting.stem}").resolve()
+    os.chdir(ROOT)
+    cpu = options.devices.startswith("cpu")
+    facts = source() | {"machine": hardware(1, "cpu" if cpu else "cuda"), "setting": setting}
+
+    for shards, words in setting["prepare"].items():
+        prepare(words, shards)
+    every = [one for size in setting["sizes"] for arm in ARMS for one in tuning(setting, size, arm)]
+    tuned = sweep(setting, runs / "tune", every, options.devices)
+    best = chosen(setting, tuned)
+    asked = {name: arms for name, arms in parts(setting, best).items() if name in (options.parts or [name])}
+    wanted = [one for arms in asked.values() for of_arm in arms.values() for one in of_arm]
+    ends = sweep(setting, runs / "runs", wanted, options.devices)
+    found = {
+        part: {arm: [ends[key(one)] for one in cases] for arm, cases in arms.items()} for part, arms in asked.items()
+    }
+
+    tune = {
+        size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm)] for arm in ARMS}
+        for size in setting["sizes"]
+    }
+    document = facts | {
+        "tuned": tune,
+        "best": {"keys": [RATE, WARMUP], **best},
+        "parts": found,
+        "answers": answers(setting, found),
+    }
+    document["tables"] = tables(document)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    if page:
+        page.write_text(rendered(page.read_text(), document["tables"]))
+        draw_evidence(document, page.with_suffix(".png"))
+        draw_gain(document, page.with_name(f"{page.stem}_gain.png"))
+    print(document["tables"]["equal_flops"])
+
+
+if __name__ == "__main__":
+    main()

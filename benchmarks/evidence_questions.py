@@ -1,0 +1,127 @@
+"""What the runs of evidence.py come to: means over seeds, differences with intervals, speedups between completed runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tst_lightning.compare.arms import arms_of
+from tst_lightning.compare.frontier import equal_loss_completed
+from tst_lightning.compare.intervals import difference, summary
+from tst_lightning.compare.referee import TOLERANCE
+from tst_lightning.compare.runs import read_runs
+from tst_lightning.published import Cell, load_grids
+from tst_lightning.sweep.surface import Surface, agreement
+
+Runs = Sequence[Mapping[str, Any]]
+Parts = Mapping[str, Mapping[str, Runs]]
+
+
+def losses(runs: Runs) -> dict[str, float]:
+    """Final validation loss by seed, nats a token."""
+    return {str(run["seed"]): run["final_val_loss"] for run in runs}
+
+
+def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
+    """The answer to each question whose runs are there.
+
+    Args:
+        setting: the setting file.
+        found: the cases of sweep.json by part and arm, as evidence.py has them.
+    """
+    asked: dict[str, Any] = {}
+    ends = {**found.get("lengths", {}), **found.get("longer", {})}
+    ends |= {f"{arm} 1": runs for arm, runs in found.get("equal_flops", {}).items()}
+    if "equal_flops" in found:
+        asked["equal_flops"] = _by_length(ends)
+    if "lengths" in found or "longer" in found:
+        asked["equal_loss"] = _equal_loss(ends)
+        asked["equal_data"] = _equal_data(ends)
+    if "origin" in found:
+        asked["origin"] = _arms({**found["equal_flops"], **found["origin"]})
+    if "unique" in found:
+        asked["unique"] = _arms(found["unique"])
+    if "sizes" in found:
+        main = {f"{arm} {setting['main']}": runs for arm, runs in found["equal_flops"].items()}
+        asked["sizes"] = _by_length({**found["sizes"], **main})
+    if "surface" in found:
+        asked["surface"] = _surface(found["surface"])
+    return asked
+
+
+def _arms(found: Mapping[str, Runs]) -> dict[str, Any]:
+    """Each arm's loss, and its difference from the baseline's and from TST's."""
+    return {
+        name: {
+            "loss": summary(list(losses(runs).values())),
+            "by_seed": losses(runs),
+            "tokens": runs[0]["tokens"],
+            "to_baseline": difference(losses(runs), losses(found["baseline"])),
+            "to_tst": difference(losses(runs), losses(found["tst"])),
+        }
+        for name, runs in found.items()
+    }
+
+
+def _by_length(ends: Mapping[str, Runs]) -> dict[str, Any]:
+    """Both arms at one FLOPs, by what follows their names: a length or a size."""
+    places = {name.split(" ", 1)[1] for name in ends}
+    made = {}
+    for place in places:
+        baseline, tst = (ends.get(f"{arm} {place}") for arm in ("baseline", "tst"))
+        if baseline and tst:
+            made[place] = {
+                "flops": baseline[0]["flops"],
+                "steps": baseline[0]["settings"]["trainer.max_steps"],
+                "parameters": baseline[0]["parameters"],
+                "positions": baseline[0]["positions"],
+                "baseline": summary(list(losses(baseline).values())) | {"by_seed": losses(baseline)},
+                "tst": summary(list(losses(tst).values())) | {"by_seed": losses(tst)},
+                "difference": difference(losses(tst), losses(baseline)),
+            }
+    return dict(sorted(made.items(), key=lambda item: item[1]["flops"]))
+
+
+def _equal_loss(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    """Speedups between completed runs of several lengths, of each TST length; as ``tst compare`` reads them."""
+    ordered = sorted(ends, key=lambda name: not name.startswith("baseline"))  # the reference first
+    runs = read_runs([run["run_dir"] for name in ordered for run in ends[name]])
+    made = equal_loss_completed(arms_of(runs))
+    return [] if made is None else made["speedups"]
+
+
+def _equal_data(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    """Pairs of a TST run and a longer baseline run that read the same number of tokens."""
+    made = []
+    for name, tst in ends.items():
+        for other, baseline in ends.items():
+            if name.startswith("tst") and other.startswith("baseline"):
+                apart = abs(baseline[0]["tokens"] / tst[0]["tokens"] - 1)
+                if apart <= TOLERANCE["tokens"]:
+                    made.append(
+                        {
+                            "tokens": tst[0]["tokens"],
+                            "flops_ratio": baseline[0]["flops"] / tst[0]["flops"],
+                            "baseline": summary(list(losses(baseline).values())),
+                            "tst": summary(list(losses(tst).values())),
+                            "difference": difference(losses(tst), losses(baseline)),
+                        }
+                    )
+    return sorted(made, key=lambda pair: pair["tokens"])
+
+
+def _surface(found: Mapping[str, Runs]) -> dict[str, Any]:
+    """Mean losses over s and r, and how they rank beside each published grid, over the cells that both have."""
+    means = {name: summary(list(losses(runs).values()))["mean"] for name, runs in found.items()}
+    cells = {
+        Cell(int(name.split()[1]), float(name.split()[2])): mean
+        for name, mean in means.items()
+        if name.startswith("tst")
+    }
+    surface = Surface(cells, {}, means["baseline 1 0"], ())
+    ranked = {grid.name: agreement(surface, grid) for grid in load_grids()}
+    return {
+        "seeds": len(found["baseline 1 0"]),
+        "steps": found["baseline 1 0"][0]["settings"]["trainer.max_steps"],
+        "baseline": surface.baseline,
+        "cells": [{"bag_size": cell.bag_size, "share": cell.ratio, "loss": loss} for cell, loss in cells.items()],
+        "published": {name: {"cells": each.cells, "spearman": each.spearman} for name, each in ranked.items()},
+    }
