@@ -6,7 +6,7 @@ RUNS := runs/quickstart
 MARK := .venv/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format bench golden clean
+.PHONY: help setup quickstart test check format bench evidence golden clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ format: $(MARK)  ## rewrite the code as `make check` wants it
 
 bench: $(MARK)  ## sweep learning rate and warmup of the quickstart's arms (about an hour on two cores)
 	$(BIN)/python benchmarks/quickstart_sweep.py --out benchmarks/results/quickstart_sweep.json
+
+evidence: $(MARK)  ## does TST pay? tune both arms, train over seeds, compare (HOURS on two cores; goes on where it stopped)
+	$(BIN)/python benchmarks/evidence.py benchmarks/evidence/cpu.yaml --out benchmarks/results/evidence_cpu.json \
+	  --page docs/evidence.md
 
 golden: $(MARK)  ## renew the golden loss curves after a change that is meant to move them
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_golden

@@ -7,13 +7,14 @@ stopped, by a limit of time too, and gone on with by the same command.
 
     python benchmarks/evidence.py benchmarks/evidence/cpu.yaml \
         --out benchmarks/results/evidence_cpu.json --page docs/evidence.md
-    timeout 570 python benchmarks/evidence.py benchmarks/evidence/gpu.yaml \
+    timeout 550 python benchmarks/evidence.py benchmarks/evidence/gpu.yaml \
         --devices 0 --out benchmarks/results/evidence_gpu.json
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from evidence_questions import answers
 from evidence_tables import tables
 from provenance import ROOT, hardware, source
 from scaling_tables import rendered
+
+from tst_lightning.compare.runs import read_run
 
 RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
 STEPS, SEED, SHARDS = "trainer.max_steps", "seed_everything,data.seed", "data.shards"
@@ -84,7 +87,10 @@ def chosen(setting: Mapping[str, Any], ends: Mapping[str, Case]) -> dict[str, Tu
     for size in setting["sizes"]:
         found[size] = {}
         for arm in ARMS:
-            best = min(tuning(setting, size, arm), key=lambda one: ends[key(one)]["final_val_loss"])
+            ended = {
+                key(one): one for one in tuning(setting, size, arm) if ends[key(one)]["final_val_loss"] is not None
+            }
+            best = ended[min(ended, key=lambda one: ends[one]["final_val_loss"])]
             found[size][arm] = {name: best[name] for name in (RATE, WARMUP)}
     return found
 
@@ -106,8 +112,8 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
 
     made: dict[str, dict[str, list[Case]]] = {
         "equal_flops": {arm: runs(arm) for arm in ARMS},
-        "lengths": {f"{arm} {share:g}": runs(arm, share) for share in setting["lengths"] for arm in ARMS},
-        "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting["longer"]},
+        "lengths": {f"{arm} {share:g}": runs(arm, share) for share in setting.get("lengths", []) for arm in ARMS},
+        "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting.get("longer", [])},
         "origin": {name: runs("tst", files=files) for name, files in setting.get("origin", {}).items()},
         "sizes": {
             f"{arm} {size}": runs(arm, size=size)
@@ -134,38 +140,81 @@ def key(one: Case) -> str:
     return json.dumps(one, sort_keys=True)
 
 
-def tst(*words: str) -> None:
-    """Runs a command of the project, one thread a process; ends this process where it fails."""
-    done = subprocess.run([sys.executable, "-m", "tst_lightning", *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise SystemExit(done.returncode)
+def tst(*words: str) -> int:
+    """Runs a command of the project, one thread a process, and hands SIGTERM on to it; its exit code."""
+    child = subprocess.Popen([sys.executable, "-m", "tst_lightning", *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    return child.wait()
 
 
 def prepare(words: Mapping[str, Any], out: str) -> None:
     """``tst prepare``, which leaves shards alone that are there already."""
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    tst("prepare", *options, "--out", out)
+    if code := tst("prepare", *options, "--out", out):
+        raise SystemExit(code)
 
 
 def sweep(setting: Mapping[str, Any], folder: Path, cases: Iterable[Case], devices: str) -> dict[str, Case]:
-    """Trains what is not trained yet; the cases of the sweep's sweep.json, by :func:`key`."""
+    """Trains what is not trained yet.
+
+    Returns:
+        The sweep's cases by :func:`key`, each with its validations and its passes over the shards; failed ones have a
+        loss of None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     listed = list({key(one): one for one in cases}.values())
     text = yaml.safe_dump({"fit": setting["fit"], "set": setting["set"], "list": listed}, sort_keys=False)
     (folder / "sweep.yaml").write_text(text)
-    tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
-    ended = json.loads((folder / "sweep.json").read_text())["cases"]
-    return {key(one["settings"]): one for one in ended}
+    code = tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
+    ended = json.loads((folder / "sweep.json").read_text())["cases"] if (folder / "sweep.json").exists() else []
+    if not ended or any(one["status"] not in ("finished", "failed") for one in ended):
+        raise SystemExit(code or f"error: runs in {folder} are in the hands of another process; wait for it")
+    return {key(one["settings"]): one | _validations(one) for one in ended}
+
+
+def _validations(one: Mapping[str, Any]) -> dict[str, Any]:
+    if one["status"] == "failed":
+        return {}
+    run = read_run(one["run_dir"])
+    curve = [[point.step, point.flops, point.loss] for point in run.curve]
+    return {"passes": run.record["passes"], "curve": curve, "run_dir": os.path.relpath(one["run_dir"], ROOT)}
+
+
+def document_of(setting: Mapping[str, Any], tuned: Mapping[str, Case], ends: Mapping[str, Case]) -> dict[str, Any]:
+    """What the runs that are there come to."""
+    best = chosen(setting, tuned)
+    found = {
+        part: {arm: [ends[key(one)] for one in cases] for arm, cases in arms.items()}
+        for part, arms in parts(setting, best).items()
+        if all(key(one) in ends for cases in arms.values() for one in cases)
+    }
+    failed = [
+        run["name"] for arms in found.values() for runs in arms.values() for run in runs if run["status"] == "failed"
+    ]
+    if failed:
+        raise SystemExit(
+            f"error: {', '.join(failed)} failed; the same command with --retry_failed of tst sweep tries again"
+        )
+    tune = {
+        size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm)] for arm in ARMS}
+        for size in setting["sizes"]
+    }
+    document = {
+        "tuned": tune,
+        "best": {"keys": [RATE, WARMUP], **best},
+        "parts": found,
+        "answers": answers(setting, found),
+    }
+    return document | {"tables": tables(setting, document)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", type=Path, help="YAML, such as benchmarks/evidence/cpu.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="result file (JSON)")
+    parser.add_argument("--out", type=Path, required=True, help="result file (JSON), renewed after each question")
     parser.add_argument("--page", type=Path, help="Markdown whose tables and charts are renewed")
     parser.add_argument("--runs", type=Path, help="folder of the runs; runs/evidence_NAME by default")
     parser.add_argument("--devices", default="cpu:2", help="as for tst sweep: cpu:2 is two runs at a time")
-    parser.add_argument("--parts", nargs="*", help="these questions alone, such as equal_flops lengths longer")
     options = parser.parse_args()
     setting = yaml.safe_load(options.setting.read_text())
     out, page = options.out.resolve(), options.page and options.page.resolve()
@@ -178,27 +227,12 @@ def main() -> None:
         prepare(words, shards)
     every = [one for size in setting["sizes"] for arm in ARMS for one in tuning(setting, size, arm)]
     tuned = sweep(setting, runs / "tune", every, options.devices)
-    best = chosen(setting, tuned)
-    asked = {name: arms for name, arms in parts(setting, best).items() if name in (options.parts or [name])}
-    wanted = [one for arms in asked.values() for of_arm in arms.values() for one in of_arm]
-    ends = sweep(setting, runs / "runs", wanted, options.devices)
-    found = {
-        part: {arm: [ends[key(one)] for one in cases] for arm, cases in arms.items()} for part, arms in asked.items()
-    }
-
-    tune = {
-        size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm)] for arm in ARMS}
-        for size in setting["sizes"]
-    }
-    document = facts | {
-        "tuned": tune,
-        "best": {"keys": [RATE, WARMUP], **best},
-        "parts": found,
-        "answers": answers(setting, found),
-    }
-    document["tables"] = tables(document)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    wanted: list[Case] = []
+    for arms in parts(setting, chosen(setting, tuned)).values():
+        wanted += [one for cases in arms.values() for one in cases]
+        document = facts | document_of(setting, tuned, sweep(setting, runs / "runs", wanted, options.devices))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(document, indent=1) + "\n")
     if page:
         page.write_text(rendered(page.read_text(), document["tables"]))
         draw_evidence(document, page.with_suffix(".png"))

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from tst_lightning.compare.arms import Arm, arms_of
 from tst_lightning.compare.chart_style import LIGHT, tick_text
-from tst_lightning.compare.runs import read_runs
 
 BASELINE, TST = LIGHT.reference, LIGHT.palette[1]
 COLOURS = {"baseline": BASELINE, "tst": TST}
@@ -18,25 +17,27 @@ def draw_evidence(document: Mapping[str, Any], path: Path) -> None:
     """Draws both arms over compute, and how far TST lies from the baseline at each length.
 
     Args:
-        document: the result file; its runs' folders must be there still.
+        document: the result file.
         path: of the PNG.
     """
+    parts = document["parts"]
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
     curves, lengths = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for name, runs in document["parts"]["equal_flops"].items():
-        (arm,) = arms_of(read_runs([run["run_dir"] for run in runs]))
-        _curves(curves, arm, name)
-    ends = {**document["parts"].get("lengths", {}), **document["parts"].get("longer", {})}
-    for name, runs in ends.items():
-        colour = COLOURS[name.split()[0]]
-        for run in runs:
-            curves.plot(run["flops"], run["final_val_loss"], "x", color=colour, markersize=6)
+    for arm, runs in parts["equal_flops"].items():
+        _curves(curves, runs, COLOURS[arm], {"baseline": "baseline", "tst": "TST"}[arm])
+    switch = parts["equal_flops"]["tst"][0]["flops"] * document["setting"]["share"]
+    curves.axvline(switch, color=TST, linewidth=0.8, linestyle=(0, (4, 3)), label="TST's recovery begins")
+    for name, runs in {**parts.get("lengths", {}), **parts.get("longer", {})}.items():
+        ends = [(run["flops"], run["final_val_loss"]) for run in runs]
+        curves.plot(*zip(*ends, strict=True), "x", color=COLOURS[name.split()[0]], markersize=6)
     curves.set_ylim(top=_top(document))
     curves.set_xscale("log")
     curves.xaxis.set_major_formatter(lambda value, _: tick_text(value))
-    curves.set_xlabel("training compute, FLOPs")
+    curves.set_xlabel("training compute, FLOPs (log)")
     curves.set_ylabel("validation loss, nats a token")
-    curves.set_title("Loss over compute (x: whole runs of other lengths)", fontsize=11)
+    curves.set_title(
+        f"Loss over compute, {len(runs)} seeds and their mean; x: whole runs of other lengths", fontsize=10
+    )
     curves.legend(frameon=False)
     _differences(lengths, document["answers"]["equal_flops"])
     for axes in (curves, lengths):
@@ -46,15 +47,12 @@ def draw_evidence(document: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _curves(axes: Any, arm: Arm, name: str) -> None:
-    colour = COLOURS[name]
-    for run in arm.runs:
-        axes.plot([p.flops for p in run.curve], [p.loss for p in run.curve], color=colour, linewidth=0.6, alpha=0.6)
-    mean = arm.mean_curve()
-    label = {"baseline": "baseline", "tst": "TST"}[name]
-    axes.plot([p.flops for p in mean], [p.loss for p in mean], color=colour, linewidth=2, label=label)
-    for switch in arm.switches():
-        axes.axvline(switch["flops"], color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
+def _curves(axes: Any, runs: Sequence[Mapping[str, Any]], colour: str, label: str) -> None:
+    for run in runs:
+        _, flops, losses = zip(*run["curve"], strict=True)
+        axes.plot(flops, losses, color=colour, linewidth=0.6, alpha=0.6)
+    means = [fmean(point[2] for point in points) for points in zip(*(run["curve"] for run in runs), strict=True)]
+    axes.plot([point[1] for point in runs[0]["curve"]], means, color=colour, linewidth=2, label=label)
 
 
 def _top(document: Mapping[str, Any]) -> float:
@@ -77,7 +75,9 @@ def _differences(axes: Any, asked: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set_xlabel("positions a parameter")
-    axes.set_title("TST less baseline at equal FLOPs, nats", fontsize=11)
+    axes.set_title(
+        "TST less baseline at equal FLOPs, nats (below 0 TST wins):\nmean, 95% over seeds, seeds", fontsize=10
+    )
 
 
 def draw_gain(document: Mapping[str, Any], path: Path) -> None:
@@ -95,7 +95,8 @@ def draw_gain(document: Mapping[str, Any], path: Path) -> None:
     if not asked:
         return
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
-    for axes, (title, arms) in zip(figure.subplots(1, len(asked), squeeze=False)[0], asked, strict=True):
+    panels = figure.subplots(1, len(asked), squeeze=False, sharex=True)[0]
+    for axes, (title, arms) in zip(panels, asked, strict=True):
         _bars(axes, title, arms, arms["baseline"]["by_seed"])
     figure.savefig(path)
 
@@ -112,7 +113,7 @@ def _bars(axes: Any, title: str, arms: Mapping[str, Any], baseline: Mapping[str,
         apart = [loss - baseline[seed] for seed, loss in arms[name]["by_seed"].items()]
         axes.plot(apart, [place] * len(apart), "|", color=LIGHT.text)
     axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
-    axes.set_xlabel("loss less the baseline's at equal FLOPs, nats")
+    axes.set_xlabel("loss less the baseline's at equal FLOPs, nats (left is better)")
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", color=LIGHT.faint)
     axes.spines[["top", "right"]].set_visible(False)

@@ -54,6 +54,7 @@ def _arms(found: Mapping[str, Runs]) -> dict[str, Any]:
             "loss": summary(list(losses(runs).values())),
             "by_seed": losses(runs),
             "tokens": runs[0]["tokens"],
+            "passes": runs[0]["passes"],
             "to_baseline": difference(losses(runs), losses(found["baseline"])),
             "to_tst": difference(losses(runs), losses(found["tst"])),
         }
@@ -68,6 +69,7 @@ def _by_length(ends: Mapping[str, Runs]) -> dict[str, Any]:
     for place in places:
         baseline, tst = (ends.get(f"{arm} {place}") for arm in ("baseline", "tst"))
         if baseline and tst:
+            assert baseline[0]["flops"] == tst[0]["flops"], place
             made[place] = {
                 "flops": baseline[0]["flops"],
                 "steps": baseline[0]["settings"]["trainer.max_steps"],
@@ -85,7 +87,10 @@ def _equal_loss(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
     ordered = sorted(ends, key=lambda name: not name.startswith("baseline"))  # the reference first
     runs = read_runs([run["run_dir"] for name in ordered for run in ends[name]])
     made = equal_loss_completed(arms_of(runs))
-    return [] if made is None else made["speedups"]
+    if made is None:
+        return []
+    reference = {each["arm"] for each in made["families"][made["reference"]]}
+    return [each | {"whose": "baseline" if each["arm"] in reference else "TST"} for each in made["speedups"]]
 
 
 def _equal_data(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
@@ -109,7 +114,7 @@ def _equal_data(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
 
 
 def _surface(found: Mapping[str, Runs]) -> dict[str, Any]:
-    """Mean losses over s and r, and how they rank beside each published grid, over the cells that both have."""
+    """Mean losses over s and r, and how they rank beside each published grid of uniform weights, over common cells."""
     means = {name: summary(list(losses(runs).values()))["mean"] for name, runs in found.items()}
     cells = {
         Cell(int(name.split()[1]), float(name.split()[2])): mean
@@ -117,7 +122,7 @@ def _surface(found: Mapping[str, Runs]) -> dict[str, Any]:
         if name.startswith("tst")
     }
     surface = Surface(cells, {}, means["baseline 1 0"], ())
-    ranked = {grid.name: agreement(surface, grid) for grid in load_grids()}
+    ranked = {grid.name: agreement(surface, grid) for grid in load_grids() if grid.weighting == "uniform"}
     return {
         "seeds": len(found["baseline 1 0"]),
         "steps": found["baseline 1 0"][0]["settings"]["trainer.max_steps"],

@@ -5,12 +5,27 @@ from typing import Any
 
 from scaling_tables import table
 
+from tst_lightning.compare.units import (
+    difference_text,
+    flops_text,
+    interval_text,
+    loss_text,
+    mean_text,
+    speedup_text,
+    tokens_text,
+)
+
 RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
 
 
-def tables(document: Mapping[str, Any]) -> dict[str, str]:
-    """One for each question that was asked, by its name in the page's marks."""
-    made = {"tuned": _tuned(document)}
+def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
+    """One for each question that was asked, by its name in the page's marks.
+
+    Args:
+        setting: the setting file.
+        document: evidence.py's, but for the tables.
+    """
+    made = {"tuned": _tuned(setting, document)}
     writers = {
         "equal_flops": _equal_flops,
         "equal_loss": _equal_loss,
@@ -29,17 +44,17 @@ def tables(document: Mapping[str, Any]) -> dict[str, str]:
     return made
 
 
-def _tuned(document: Mapping[str, Any]) -> str:
-    warmups = document["setting"]["tune"]["warmups"]
+def _tuned(setting: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    warmups = setting["tune"]["warmups"]
     rows = [["size", "arm", "learning rate", *(f"warmup {steps}" for steps in warmups)]]
     for size, arms in document["tuned"].items():
         for arm, runs in arms.items():
-            best = min(run["final_val_loss"] for run in runs)
+            best = min(run["final_val_loss"] for run in runs if run["final_val_loss"] is not None)
             for rate in dict.fromkeys(run["settings"][RATE] for run in runs):
                 found = {
                     run["settings"][WARMUP]: run["final_val_loss"] for run in runs if run["settings"][RATE] == rate
                 }
-                shown = [f"{found[steps]:.3f}" for steps in warmups]
+                shown = ["failed" if found[steps] is None else loss_text(found[steps]) for steps in warmups]
                 rows.append(
                     [size, arm, f"{rate:g}", *(f"**{text}**" if found[steps] == best else text
                                                for steps, text in zip(warmups, shown, strict=True))]
@@ -54,9 +69,9 @@ def _equal_flops(asked: Mapping[str, Any]) -> str:
             [
                 f"{each['steps']:,}",
                 f"{each['positions'] / each['parameters']:.1f}",
-                spread(each["baseline"]),
-                spread(each["tst"]),
-                signed(each["difference"]),
+                mean_text(each["baseline"]),
+                mean_text(each["tst"]),
+                _signed(each["difference"]),
             ]
         )
     return table(rows)
@@ -70,9 +85,9 @@ def _sizes(asked: Mapping[str, Any]) -> str:
                 name,
                 f"{each['parameters'] / 1e6:.2f}M",
                 f"{each['positions'] / each['parameters']:.1f}",
-                spread(each["baseline"]),
-                spread(each["tst"]),
-                signed(each["difference"]),
+                mean_text(each["baseline"]),
+                mean_text(each["tst"]),
+                _signed(each["difference"]),
             ]
         )
     return table(rows)
@@ -84,12 +99,12 @@ def _equal_loss(asked: list[dict[str, Any]]) -> str:
         found = each["speedup"]
         rows.append(
             [
-                "TST" if each["reference_flops"] is None or not each["arm"].startswith("baseline") else "baseline",
+                each["whose"],
                 f"{each['steps']:,}",
-                f"{each['loss']:.3f}",
+                loss_text(each["loss"]),
                 _flops(each["reference_flops"]),
                 _flops(each["flops"]),
-                factor(found) if found else each["reason"],
+                _factor(found) if found else each["reason"],
             ]
         )
     return table(rows)
@@ -100,27 +115,28 @@ def _equal_data(asked: list[dict[str, Any]]) -> str:
     for each in asked:
         rows.append(
             [
-                f"{each['tokens'] / 1e6:.2f}M",
+                tokens_text(each["tokens"]),
                 f"{each['flops_ratio']:.2f}",
-                spread(each["baseline"]),
-                spread(each["tst"]),
-                signed(each["difference"]),
+                mean_text(each["baseline"]),
+                mean_text(each["tst"]),
+                _signed(each["difference"]),
             ]
         )
     return table(rows)
 
 
 def _arms(asked: Mapping[str, Any]) -> str:
-    rows = [["arm", "tokens read", "loss by seed", "mean", "to the baseline (95%)", "to TST (95%)"]]
+    rows = [["arm", "tokens read", "passes", "loss by seed", "mean", "to the baseline (95%)", "to TST (95%)"]]
     for name, each in sorted(asked.items(), key=lambda item: item[1]["loss"]["mean"]):
         rows.append(
             [
                 name.replace("_", " "),
-                f"{each['tokens'] / 1e6:.2f}M",
+                tokens_text(each["tokens"]),
+                f"{each['passes']:.1f}",
                 " ".join(f"{loss:.3f}" for loss in each["by_seed"].values()),
                 f"{each['loss']['mean']:.3f}",
-                "" if name == "baseline" else signed(each["to_baseline"]),
-                "" if name == "tst" else signed(each["to_tst"]),
+                "" if name == "baseline" else _signed(each["to_baseline"]),
+                "" if name == "tst" else _signed(each["to_tst"]),
             ]
         )
     return table(rows)
@@ -145,25 +161,14 @@ def _ranks(asked: Mapping[str, Any]) -> str:
 
 
 def _flops(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e12:.2f}T"
+    return "" if value is None else flops_text(value)
 
 
-def spread(found: Mapping[str, Any]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{found['mean']:.3f}" + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
-
-
-def signed(found: Mapping[str, Any]) -> str:
+def _signed(found: Mapping[str, Any]) -> str:
     """A difference with its interval."""
-    if found["ci"] is None:
-        return f"{found['mean']:+.3f}"
-    low, high = found["ci"]
-    return f"{found['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{difference_text(found['mean'])} {interval_text(found['ci'], difference_text)}".strip()
 
 
-def factor(found: Mapping[str, Any]) -> str:
+def _factor(found: Mapping[str, Any]) -> str:
     """A speedup with its interval."""
-    if found["ci"] is None:
-        return f"{found['mean']:.2f}x"
-    low, high = found["ci"]
-    return f"{found['mean']:.2f}x ({low:.2f}x to {high:.2f}x)"
+    return f"{speedup_text(found['mean'])} {interval_text(found['ci'], speedup_text)}".strip()
