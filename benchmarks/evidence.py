@@ -180,6 +180,17 @@ def _validations(one: Mapping[str, Any]) -> dict[str, Any]:
     return {"passes": run.record["passes"], "curve": curve, "run_dir": os.path.relpath(one["run_dir"], ROOT)}
 
 
+def score(runs: Iterable[Case]) -> None:
+    """Adds each run's validation loss by position in the context, as ``tst validate`` scores its last checkpoint."""
+    for run in runs:
+        folder = ROOT / run["run_dir"]
+        out = folder / "scores.json"
+        words = ["--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--out", str(out)]
+        if not out.exists() and (code := tst("validate", *words)):
+            raise SystemExit(code)
+        run["loss_by_position"] = json.loads(out.read_text())["loss_by_position"]
+
+
 def document_of(setting: Mapping[str, Any], tuned: Mapping[str, Case], ends: Mapping[str, Case]) -> dict[str, Any]:
     """What the runs that are there come to."""
     best = chosen(setting, tuned)
@@ -195,6 +206,7 @@ def document_of(setting: Mapping[str, Any], tuned: Mapping[str, Case], ends: Map
         raise SystemExit(
             f"error: {', '.join(failed)} failed; the same command with --retry_failed of tst sweep tries again"
         )
+    score(run for runs in found["equal_flops"].values() for run in runs)
     tune = {
         size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm)] for arm in ARMS}
         for size in setting["sizes"]

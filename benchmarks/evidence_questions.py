@@ -1,8 +1,10 @@
 """What the runs of evidence.py come to: means over seeds, differences with intervals, speedups between completed runs."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+from tst_lightning.commands.scoring import doubling_ranges
 from tst_lightning.compare.arms import arms_of
 from tst_lightning.compare.frontier import equal_loss_completed
 from tst_lightning.compare.intervals import difference, summary
@@ -32,6 +34,7 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
     ends |= {f"{arm} 1": runs for arm, runs in found.get("equal_flops", {}).items()}
     if "equal_flops" in found:
         asked["equal_flops"] = _by_length(ends)
+        asked["positions"] = _by_position(found["equal_flops"])
     if "lengths" in found or "longer" in found:
         asked["equal_loss"] = _equal_loss(ends)
         asked["equal_data"] = _equal_data(ends)
@@ -80,6 +83,21 @@ def _by_length(ends: Mapping[str, Runs]) -> dict[str, Any]:
                 "difference": difference(losses(tst), losses(baseline)),
             }
     return dict(sorted(made.items(), key=lambda item: item[1]["flops"]))
+
+
+def _by_position(found: Mapping[str, Runs]) -> list[dict[str, Any]]:
+    """Both arms at each part of the context, its positions counted from 0; parts double in length."""
+    length = len(found["baseline"][0]["loss_by_position"])
+    made = []
+    for part in doubling_ranges(length):
+        by_seed = {
+            arm: {str(run["seed"]): fmean(run["loss_by_position"][part.start : part.stop]) for run in runs}
+            for arm, runs in found.items()
+        }
+        apart = difference(by_seed["tst"], by_seed["baseline"])
+        means = {arm: summary(list(values.values())) for arm, values in by_seed.items()}
+        made.append({"first": part.start, "last": part.stop - 1, "difference": apart, **means})
+    return made
 
 
 def _equal_loss(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
     made = {"tuned": _tuned(setting, document)}
     writers = {
         "equal_flops": _equal_flops,
+        "positions": _positions,
         "equal_loss": _equal_loss,
         "equal_data": _equal_data,
         "origin": _arms,
@@ -69,6 +70,21 @@ def _equal_flops(asked: Mapping[str, Any]) -> str:
             [
                 f"{each['steps']:,}",
                 f"{each['positions'] / each['parameters']:.1f}",
+                mean_text(each["baseline"]),
+                mean_text(each["tst"]),
+                _signed(each["difference"]),
+            ]
+        )
+    return table(rows)
+
+
+def _positions(asked: list[dict[str, Any]]) -> str:
+    rows = [["tokens read before", "baseline", "TST", "TST less baseline (95%)"]]
+    for each in asked:
+        first, last = each["first"] + 1, each["last"] + 1
+        rows.append(
+            [
+                f"{first}" if first == last else f"{first} to {last}",
                 mean_text(each["baseline"]),
                 mean_text(each["tst"]),
                 _signed(each["difference"]),
