@@ -3,7 +3,7 @@ r"""Does TST pay? The runs behind docs/evidence.md, from text to tables, for one
 A setting file says what is prepared, how each arm is tuned, and which questions are asked at which lengths. Learning
 rate and warmup of each arm are swept alike, with a seed that is used for nothing else; every other run takes its arm's
 best. Runs are those of two ``tst sweep``, which skip finished runs and go on with stopped ones: so the whole may be
-stopped, by a limit of time too, and gone on with by the same command.
+stopped, by a limit of time too, and gone on with by the same command. What has finished by then is written.
 
     python benchmarks/evidence.py benchmarks/evidence/cpu.yaml \
         --out benchmarks/results/evidence_cpu.json --page docs/evidence.md
@@ -110,20 +110,31 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
         keys = setting["sizes"][size]["set"] | more
         return runs_of(setting, arm, best[size][arm], round(share * setting["steps"]), seeds, **keys)
 
+    few = setting["few_seeds"]
+    steps, main = setting["steps"], setting["sizes"][setting["main"]]["set"]
+    others = [{RATE: rate, WARMUP: warmup} for rate, warmup in setting.get("baseline_also", [])]
     made: dict[str, dict[str, list[Case]]] = {
         "equal_flops": {arm: runs(arm) for arm in ARMS},
-        "lengths": {f"{arm} {share:g}": runs(arm, share) for share in setting.get("lengths", []) for arm in ARMS},
+        "baseline_also": {
+            f"baseline, rate {tried[RATE]:g}, warmup {tried[WARMUP]}": runs_of(
+                setting, "baseline", tried, steps, setting["seeds"], **main
+            )
+            for tried in others
+        },
+        "lengths": {
+            f"{arm} {share:g}": runs(arm, share, seeds=few) for share in setting.get("lengths", []) for arm in ARMS
+        },
         "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting.get("longer", [])},
-        "origin": {name: runs("tst", files=files) for name, files in setting.get("origin", {}).items()},
+        "origin": {name: runs("tst", files=files, seeds=few) for name, files in setting.get("origin", {}).items()},
         "sizes": {
-            f"{arm} {size}": runs(arm, size=size)
+            f"{arm} {size}": runs(arm, size=size, seeds=few)
             for size in setting["sizes"]
             if size != setting["main"]
             for arm in ARMS
         },
     }
     if of := setting.get("unique"):
-        own = {SHARDS: of["shards"]}
+        own = {SHARDS: of["shards"], "seeds": few}
         made["unique"] = {arm: runs(arm, of["length"], **own) for arm in ARMS}
         made["unique"] |= {name: runs("tst", of["length"], files=files, **own) for name, files in of["others"].items()}
     if of := setting.get("surface"):
@@ -154,27 +165,25 @@ def prepare(words: Mapping[str, Any], out: str) -> None:
         raise SystemExit(code)
 
 
-def sweep(setting: Mapping[str, Any], folder: Path, cases: Iterable[Case], devices: str) -> dict[str, Case]:
+def sweep(setting: Mapping[str, Any], folder: Path, cases: Iterable[Case], devices: str) -> tuple[dict[str, Case], int]:
     """Trains what is not trained yet.
 
     Returns:
-        The sweep's cases by :func:`key`, each with its validations and its passes over the shards; failed ones have a
-        loss of None.
+        The finished cases by :func:`key`, each with its validations and its passes over the shards; and the sweep's exit
+        code, above 0 where cases failed or it was stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listed = list({key(one): one for one in cases}.values())
     text = yaml.safe_dump({"fit": setting["fit"], "set": setting["set"], "list": listed}, sort_keys=False)
     (folder / "sweep.yaml").write_text(text)
     code = tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
-    ended = json.loads((folder / "sweep.json").read_text())["cases"] if (folder / "sweep.json").exists() else []
-    if not ended or any(one["status"] not in ("finished", "failed") for one in ended):
-        raise SystemExit(code or f"error: runs in {folder} are in the hands of another process; wait for it")
-    return {key(one["settings"]): one | _validations(one) for one in ended}
+    result = folder / "sweep.json"
+    ended = json.loads(result.read_text())["cases"] if result.exists() else []
+    finished = {key(one["settings"]): one | _validations(one) for one in ended if one["status"] == "finished"}
+    return finished, code
 
 
 def _validations(one: Mapping[str, Any]) -> dict[str, Any]:
-    if one["status"] == "failed":
-        return {}
     run = read_run(one["run_dir"])
     curve = [[point.step, point.flops, point.loss] for point in run.curve]
     return {"passes": run.record["passes"], "curve": curve, "run_dir": os.path.relpath(one["run_dir"], ROOT)}
@@ -192,23 +201,16 @@ def score(runs: Iterable[Case]) -> None:
 
 
 def document_of(setting: Mapping[str, Any], tuned: Mapping[str, Case], ends: Mapping[str, Case]) -> dict[str, Any]:
-    """What the runs that are there come to."""
+    """What the finished runs come to, for every question whose runs all have."""
     best = chosen(setting, tuned)
     found = {
         part: {arm: [ends[key(one)] for one in cases] for arm, cases in arms.items()}
         for part, arms in parts(setting, best).items()
         if all(key(one) in ends for cases in arms.values() for one in cases)
     }
-    failed = [
-        run["name"] for arms in found.values() for runs in arms.values() for run in runs if run["status"] == "failed"
-    ]
-    if failed:
-        raise SystemExit(
-            f"error: {', '.join(failed)} failed; the same command with --retry_failed of tst sweep tries again"
-        )
     score(run for runs in found["equal_flops"].values() for run in runs)
     tune = {
-        size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm)] for arm in ARMS}
+        size: {arm: [tuned[key(one)] for one in tuning(setting, size, arm) if key(one) in tuned] for arm in ARMS}
         for size in setting["sizes"]
     }
     document = {
@@ -223,7 +225,7 @@ def document_of(setting: Mapping[str, Any], tuned: Mapping[str, Case], ends: Map
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", type=Path, help="YAML, such as benchmarks/evidence/cpu.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="result file (JSON), renewed after each question")
+    parser.add_argument("--out", type=Path, required=True, help="result file (JSON)")
     parser.add_argument("--page", type=Path, help="Markdown whose tables and charts are renewed")
     parser.add_argument("--runs", type=Path, help="folder of the runs; runs/evidence_NAME by default")
     parser.add_argument("--devices", default="cpu:2", help="as for tst sweep: cpu:2 is two runs at a time")
@@ -238,18 +240,23 @@ def main() -> None:
     for shards, words in setting["prepare"].items():
         prepare(words, shards)
     every = [one for size in setting["sizes"] for arm in ARMS for one in tuning(setting, size, arm)]
-    tuned = sweep(setting, runs / "tune", every, options.devices)
-    wanted: list[Case] = []
-    for arms in parts(setting, chosen(setting, tuned)).values():
-        wanted += [one for cases in arms.values() for one in cases]
-        document = facts | document_of(setting, tuned, sweep(setting, runs / "runs", wanted, options.devices))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(document, indent=1) + "\n")
+    tuned, code = sweep(setting, runs / "tune", every, options.devices)
+    if code > 1:  # stopped; a rate at which training fails is a result
+        raise SystemExit(code)
+    asked = parts(setting, chosen(setting, tuned))
+    wanted = [one for arms in asked.values() for cases in arms.values() for one in cases]
+    ends, code = sweep(setting, runs / "runs", wanted, options.devices)
+    if any(key(one) not in ends for cases in asked["equal_flops"].values() for one in cases):
+        raise SystemExit(code)
+    document = facts | document_of(setting, tuned, ends)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
     if page:
         page.write_text(rendered(page.read_text(), document["tables"]))
         draw_evidence(document, page.with_suffix(".png"))
         draw_gain(document, page.with_name(f"{page.stem}_gain.png"))
     print(document["tables"]["equal_flops"])
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
         asked["equal_data"] = _equal_data(ends)
     if "origin" in found:
         asked["origin"] = _arms({**found["equal_flops"], **found["origin"]})
+    if "baseline_also" in found:
+        asked["baseline_also"] = _arms({**found["equal_flops"], **found["baseline_also"]})
     if "unique" in found:
         asked["unique"] = _arms(found["unique"])
     if "sizes" in found:

@@ -31,6 +31,7 @@ def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
         "positions": _positions,
         "equal_loss": _equal_loss,
         "equal_data": _equal_data,
+        "baseline_also": _arms,
         "origin": _arms,
         "unique": _arms,
         "sizes": _sizes,
@@ -50,14 +51,14 @@ def _tuned(setting: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     rows = [["size", "arm", "learning rate", *(f"warmup {steps}" for steps in warmups)]]
     for size, arms in document["tuned"].items():
         for arm, runs in arms.items():
-            best = min(run["final_val_loss"] for run in runs if run["final_val_loss"] is not None)
+            best = min(run["final_val_loss"] for run in runs)
             for rate in dict.fromkeys(run["settings"][RATE] for run in runs):
                 found = {
                     run["settings"][WARMUP]: run["final_val_loss"] for run in runs if run["settings"][RATE] == rate
                 }
-                shown = ["failed" if found[steps] is None else loss_text(found[steps]) for steps in warmups]
+                shown = [loss_text(found[steps]) if steps in found else "failed" for steps in warmups]
                 rows.append(
-                    [size, arm, f"{rate:g}", *(f"**{text}**" if found[steps] == best else text
+                    [size, arm, f"{rate:g}", *(f"**{text}**" if found.get(steps) == best else text
                                                for steps, text in zip(warmups, shown, strict=True))]
                 )  # fmt: skip
     return table(rows)

@@ -54,6 +54,7 @@ def main(name: str, arguments: list[str]) -> None:
         if due:
             Pool(plan, _queue(plan, options, due), devices, lambda line: print(line, flush=True)).run()
     except Stopped as stopped:
+        write_report(plan)  # of what has finished
         again = "; --retry_failed takes up failed ones too" if "failed" in _states(plan).values() else ""
         raise Stopped(
             f"{stopped}: {_counted(_states(plan))}; go on with the same command{again}", stopped.exit_code - 128
