@@ -152,9 +152,12 @@ def key(one: Case) -> str:
 
 
 def tst(*words: str) -> int:
-    """Runs a command of the project, one thread a process, and hands SIGTERM on to it; its exit code."""
-    child = subprocess.Popen([sys.executable, "-m", "tst_lightning", *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    """Runs a command of the project, one thread a process, and hands SIGTERM and SIGINT on to it; its exit code."""
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    # In a session of its own, or it would get a terminal's or timeout's signal twice, and the second one kills.
+    child = subprocess.Popen([sys.executable, "-m", "tst_lightning", *words], env=threads, start_new_session=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: child.send_signal(number))
     return child.wait()
 
 
@@ -176,8 +179,9 @@ def sweep(setting: Mapping[str, Any], folder: Path, cases: Iterable[Case], devic
     listed = list({key(one): one for one in cases}.values())
     text = yaml.safe_dump({"fit": setting["fit"], "set": setting["set"], "list": listed}, sort_keys=False)
     (folder / "sweep.yaml").write_text(text)
-    code = tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
     result = folder / "sweep.json"
+    result.unlink(missing_ok=True)  # of an earlier call, which asked for other runs
+    code = tst("sweep", "--config", str(folder / "sweep.yaml"), "--out", str(folder), "--devices", devices)
     ended = json.loads(result.read_text())["cases"] if result.exists() else []
     finished = {key(one["settings"]): one | _validations(one) for one in ended if one["status"] == "finished"}
     return finished, code

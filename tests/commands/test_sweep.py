@@ -1,8 +1,12 @@
 """`tst sweep` from its arguments to its exit code, with real runs, and every sweep of configs/ laid out."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +124,31 @@ def test_what_is_done_is_skipped_and_what_failed_is_retried_on_request(
     assert started() == ["loss3.0", "exit1", "loss2.0"]
     assert started() == []
     assert started("--retry_failed") == ["exit1"]
+
+
+def test_a_stopped_sweep_reports_what_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process, "command", stand_in)
+    plan = plan_of(tmp_path, {"loss": 3.0}, {"loss": 2.0, "wait": 1})
+    plan.out.mkdir()
+    (plan.out / "record.json").write_text(json.dumps(record()))
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"fit: {tmp_path}/fit.yaml\nlist: [{{loss: 3.0}}, {{loss: 2.0, wait: 1}}]\n")
+    begun = plan.run_dir(plan.cases[1]) / "started"
+
+    def stop() -> None:
+        end = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    words = ["sweep", "--config", str(sweep), "--out", str(plan.out), "--devices", "cpu"]
+    assert main(words) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: 2 runs, 1 finished, 1 waiting" in capsys.readouterr().err
+    cases = json.loads((plan.out / "sweep.json").read_text())["cases"]
+    assert [(case["status"], case["final_val_loss"]) for case in cases] == [("finished", 3.0), ("waiting", None)]
 
 
 @pytest.mark.slow
