@@ -117,7 +117,7 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
         "equal_flops": {arm: runs(arm) for arm in ARMS},
         "baseline_also": {
             f"baseline, rate {tried[RATE]:g}, warmup {tried[WARMUP]}": runs_of(
-                setting, "baseline", tried, steps, setting["seeds"], **main
+                setting, "baseline", tried, steps, few, **main
             )
             for tried in others
         },
