@@ -124,7 +124,7 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
         "lengths": {
             f"{arm} {share:g}": runs(arm, share, seeds=few) for share in setting.get("lengths", []) for arm in ARMS
         },
-        "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting.get("longer", [])},
+        "longer": {f"baseline {share:g}": runs("baseline", share, seeds=few) for share in setting.get("longer", [])},
         "origin": {name: runs("tst", files=files, seeds=few) for name, files in setting.get("origin", {}).items()},
         "sizes": {
             f"{arm} {size}": runs(arm, size=size, seeds=few)
