@@ -5,11 +5,9 @@ from statistics import fmean
 from typing import Any
 
 from tst_lightning.commands.scoring import doubling_ranges
-from tst_lightning.compare.arms import arms_of
-from tst_lightning.compare.frontier import equal_loss_completed
-from tst_lightning.compare.intervals import difference, summary
+from tst_lightning.compare.frontier import flops_on_frontier
+from tst_lightning.compare.intervals import difference, ratio, summary
 from tst_lightning.compare.referee import TOLERANCE
-from tst_lightning.compare.runs import read_runs
 from tst_lightning.published import Cell, load_grids
 from tst_lightning.sweep.surface import Surface, agreement
 
@@ -103,14 +101,30 @@ def _by_position(found: Mapping[str, Runs]) -> list[dict[str, Any]]:
 
 
 def _equal_loss(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:
-    """Speedups between completed runs of several lengths, of each TST length; as ``tst compare`` reads them."""
-    ordered = sorted(ends, key=lambda name: not name.startswith("baseline"))  # the reference first
-    runs = read_runs([run["run_dir"] for name in ordered for run in ends[name]])
-    made = equal_loss_completed(arms_of(runs))
-    if made is None:
-        return []
-    reference = {each["arm"] for each in made["families"][made["reference"]]}
-    return [each | {"whose": "baseline" if each["arm"] in reference else "TST"} for each in made["speedups"]]
+    """TST's final loss at each length, asked of the baseline's completed runs: a seed's of those of the same seed."""
+    made = []
+    for name, tst in ends.items():
+        baselines = [runs for other, runs in ends.items() if other.startswith("baseline")]
+        if name.startswith("baseline") or len(baselines) < 2:
+            continue
+        spent, read = {}, {}
+        for run in tst:
+            same = [one for runs in baselines for one in runs if one["seed"] == run["seed"]]
+            frontier = sorted((one["flops"], one["final_val_loss"]) for one in same)
+            found = flops_on_frontier(frontier, run["final_val_loss"])
+            if found is not None:
+                seed = str(run["seed"])
+                spent[seed], read[seed] = run["flops"], found
+        made.append(
+            {
+                "steps": tst[0]["settings"]["trainer.max_steps"],
+                "seeds": len(tst),
+                "baseline_flops": read,
+                "flops": tst[0]["flops"],
+                "speedup": ratio(read, spent) if read else None,
+            }
+        )
+    return sorted(made, key=lambda each: each["flops"])
 
 
 def _equal_data(ends: Mapping[str, Runs]) -> list[dict[str, Any]]:

@@ -111,17 +111,18 @@ def _sizes(asked: Mapping[str, Any]) -> str:
 
 
 def _equal_loss(asked: list[dict[str, Any]]) -> str:
-    rows = [["loss of", "steps", "loss", "baseline's FLOPs to it", "TST's FLOPs to it", "speedup (95%)"]]
+    rows = [["TST's steps", "TST's FLOPs", "baseline's FLOPs to the same loss, by seed", "speedup (95%)"]]
     for each in asked:
-        found = each["speedup"]
+        found = each["baseline_flops"]
+        outside = each["seeds"] - len(found)
+        shown = [f"{seed}: {flops_text(flops)}" for seed, flops in found.items()]
+        shown += [f"{outside} of {each['seeds']} seeds have no such runs"] * (outside > 0)
         rows.append(
             [
-                each["whose"],
                 f"{each['steps']:,}",
-                loss_text(each["loss"]),
-                _flops(each["reference_flops"]),
-                _flops(each["flops"]),
-                _factor(found) if found else each["reason"],
+                flops_text(each["flops"]),
+                ", ".join(shown),
+                _factor(each["speedup"]) if each["speedup"] else "not reached",
             ]
         )
     return table(rows)
@@ -175,10 +176,6 @@ def _ranks(asked: Mapping[str, Any]) -> str:
         found = each["spearman"]
         rows.append([name, f"{each['cells']}", "too few cells" if found is None else f"{found:+.2f}"])
     return table(rows)
-
-
-def _flops(value: float | None) -> str:
-    return "" if value is None else flops_text(value)
 
 
 def _signed(found: Mapping[str, Any]) -> str:
