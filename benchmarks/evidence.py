@@ -21,16 +21,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from evidence_charts import draw_evidence, draw_gain
 from evidence_questions import answers
-from evidence_tables import tables
+from evidence_tables import RATE, WARMUP, tables
 from provenance import ROOT, hardware, source
 from scaling_tables import rendered
 
 from tst_lightning.compare.runs import read_run
 
-RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
 STEPS, SEED, SHARDS = "trainer.max_steps", "seed_everything,data.seed", "data.shards"
 BAG_SIZE, SHARE = (f"model.phases.superposition.init_args.{name}" for name in ("bag_size", "share"))
 ARMS = ("baseline", "tst")
@@ -81,16 +81,18 @@ def chosen(setting: Mapping[str, Any], ends: Mapping[str, Case]) -> dict[str, Tu
 
     Args:
         setting: the setting file.
-        ends: of the tuning runs, by :func:`key`.
+        ends: the finished tuning runs, by :func:`key`.
     """
     found: dict[str, Tuned] = {}
     for size in setting["sizes"]:
         found[size] = {}
         for arm in ARMS:
-            ended = {
-                key(one): one for one in tuning(setting, size, arm) if ends[key(one)]["final_val_loss"] is not None
-            }
-            best = ended[min(ended, key=lambda one: ends[one]["final_val_loss"])]
+            finished = [one for one in tuning(setting, size, arm) if key(one) in ends]
+            if not finished:
+                raise SystemExit(
+                    f"error: no tuning run of {arm} at size {size} has finished; see the sweep's log above"
+                )
+            best = min(finished, key=lambda one: ends[key(one)]["final_val_loss"])
             found[size][arm] = {name: best[name] for name in (RATE, WARMUP)}
     return found
 
@@ -238,8 +240,8 @@ def main() -> None:
     out, page = options.out.resolve(), options.page and options.page.resolve()
     runs = (options.runs or ROOT / "runs" / f"evidence_{options.setting.stem}").resolve()
     os.chdir(ROOT)
-    cpu = options.devices.startswith("cpu")
-    facts = source() | {"machine": hardware(1, "cpu" if cpu else "cuda"), "setting": setting}
+    device = "cuda" if torch.cuda.is_available() and not options.devices.startswith("cpu") else "cpu"
+    facts = source() | {"machine": hardware(1, device), "setting": setting}
 
     for shards, words in setting["prepare"].items():
         prepare(words, shards)

@@ -21,7 +21,7 @@ def losses(runs: Runs) -> dict[str, float]:
 
 
 def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
-    """The answer to each question whose runs are there.
+    """The answer to each question whose runs are there; those of equal FLOPs must be.
 
     Args:
         setting: the setting file.
@@ -29,10 +29,9 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
     """
     asked: dict[str, Any] = {}
     ends = {**found.get("lengths", {}), **found.get("longer", {})}
-    ends |= {f"{arm} 1": runs for arm, runs in found.get("equal_flops", {}).items()}
-    if "equal_flops" in found:
-        asked["equal_flops"] = _by_length(ends)
-        asked["positions"] = _by_position(found["equal_flops"])
+    ends |= {f"{arm} 1": runs for arm, runs in found["equal_flops"].items()}
+    asked["equal_flops"] = _by_length(ends)
+    asked["positions"] = _by_position(found["equal_flops"])
     if "lengths" in found or "longer" in found:
         asked["equal_loss"] = _equal_loss(ends)
         asked["equal_data"] = _equal_data(ends)

@@ -17,6 +17,8 @@ from tst_lightning.compare.units import (
 
 RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
 
+BOTH = ("baseline", "TST", "TST less baseline (95%)")
+
 
 def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
     """One for each question that was asked, by its name in the page's marks.
@@ -65,46 +67,40 @@ def _tuned(setting: Mapping[str, Any], document: Mapping[str, Any]) -> str:
 
 
 def _equal_flops(asked: Mapping[str, Any]) -> str:
-    rows = [["steps", "positions a parameter", "baseline", "TST", "TST less baseline (95%)"]]
+    rows = [["steps", "positions a parameter", *BOTH]]
     for each in asked.values():
         rows.append(
             [
                 f"{each['steps']:,}",
                 f"{each['positions'] / each['parameters']:.1f}",
-                mean_text(each["baseline"]),
-                mean_text(each["tst"]),
-                _signed(each["difference"]),
+                *_both(each),
             ]
         )
     return table(rows)
 
 
 def _positions(asked: list[dict[str, Any]]) -> str:
-    rows = [["tokens read before", "baseline", "TST", "TST less baseline (95%)"]]
+    rows = [["tokens read before", *BOTH]]
     for each in asked:
         first, last = each["first"] + 1, each["last"] + 1
         rows.append(
             [
                 f"{first}" if first == last else f"{first} to {last}",
-                mean_text(each["baseline"]),
-                mean_text(each["tst"]),
-                _signed(each["difference"]),
+                *_both(each),
             ]
         )
     return table(rows)
 
 
 def _sizes(asked: Mapping[str, Any]) -> str:
-    rows = [["size", "parameters", "positions a parameter", "baseline", "TST", "TST less baseline (95%)"]]
+    rows = [["size", "parameters", "positions a parameter", *BOTH]]
     for name, each in asked.items():
         rows.append(
             [
                 name,
                 f"{each['parameters'] / 1e6:.2f}M",
                 f"{each['positions'] / each['parameters']:.1f}",
-                mean_text(each["baseline"]),
-                mean_text(each["tst"]),
-                _signed(each["difference"]),
+                *_both(each),
             ]
         )
     return table(rows)
@@ -129,15 +125,13 @@ def _equal_loss(asked: list[dict[str, Any]]) -> str:
 
 
 def _equal_data(asked: list[dict[str, Any]]) -> str:
-    rows = [["tokens read", "baseline's FLOPs over TST's", "baseline", "TST", "TST less baseline (95%)"]]
+    rows = [["tokens read", "baseline's FLOPs over TST's", *BOTH]]
     for each in asked:
         rows.append(
             [
                 tokens_text(each["tokens"]),
                 f"{each['flops_ratio']:.2f}",
-                mean_text(each["baseline"]),
-                mean_text(each["tst"]),
-                _signed(each["difference"]),
+                *_both(each),
             ]
         )
     return table(rows)
@@ -176,6 +170,11 @@ def _ranks(asked: Mapping[str, Any]) -> str:
         found = each["spearman"]
         rows.append([name, f"{each['cells']}", "too few cells" if found is None else f"{found:+.2f}"])
     return table(rows)
+
+
+def _both(each: Mapping[str, Any]) -> list[str]:
+    """What stands below BOTH: two arms and their difference."""
+    return [mean_text(each["baseline"]), mean_text(each["tst"]), _signed(each["difference"])]
 
 
 def _signed(found: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.conftest import ROOT
 from tests.test_resume import assert_same_state, last
+from tst_lightning.compare.arms import experiment
+from tst_lightning.compare.runs import read_run
 from tst_lightning.export.trained import read_trained
 
 VARIANTS = sorted((ROOT / "configs" / "variants").glob("*.yaml"))
@@ -46,6 +48,8 @@ def test_variant(path: Path, tmp_path: Path, fit: Callable[..., tuple[int, str]]
     code, printed = fit("resumed", *words, "--run_dir", str(resumed), "--ckpt_path", str(at))
     assert code == 0, printed
     assert_same_state(last(whole), last(resumed))
+    records = [experiment(read_run(str(run)).record) for run in (whole, resumed)]
+    assert records[0] == records[1], "a resumed run is no other arm"
     code, printed = fit("whole", "--run_dir", str(whole), "--ckpt_path", "last")
     assert code != 0 and "holds a run of other settings" in printed, "what a variant changes is part of the run"
 

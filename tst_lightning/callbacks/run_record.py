@@ -121,7 +121,8 @@ class RunRecord(Callback):
             },
             "optimizer": type(optimizer).__name__,
             "learning_rate": optimizer.defaults.get("lr"),
-            "optimizer_settings": {key: optimizer.defaults[key] for key in sorted(optimizer.defaults)},
+            # To an optimizer whose state was loaded torch adds `differentiable`, if its class doesn't know it.
+            "optimizer_settings": dict(sorted(({"differentiable": False} | optimizer.defaults).items())),
             "gradient_clip_val": trainer.gradient_clip_val,
             "stream": {"seed": data.seed, "block_rows": data.block_rows, "pool_blocks": data.pool_blocks},
             "lr_schedule": vars(pl_module.lr_schedule),
