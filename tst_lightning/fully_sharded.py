@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -131,7 +132,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """As inherited, after each process has compared a share of the files with their checksums. A single file's weights
-        are cut on the way, to be scored.
+        are cut on the way, to be scored. A whole one that a killed run had not put in its place yet takes it before
+        training goes on: it is the newest there is, until the next one is written.
 
         Raises:
             RunError: the checkpoint was altered since it was written.
@@ -140,9 +142,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             self._agree(path, lambda: check_bytes(path, self.global_rank, self.world_size))
         try:
-            return super().load_checkpoint(path, weights_only)
+            state = super().load_checkpoint(path, weights_only)
         except CheckpointException as error:
             raise RunError(f"checkpoint '{path}' can't be gone on from ({failure(error)})") from error
+        module = self.lightning_module
+        if path.name.endswith(PARTIAL) and module and module.trainer.state.fn == TrainerFn.FITTING:
+            place = path.with_name(path.name.removesuffix(PARTIAL))
+            self._agree(path, lambda: _replace(place, path) if self.is_global_zero else None)
+        return state
 
     def on_exception(self, exception: BaseException) -> None:
         """Lets the checkpoint that is being written come to its end, without a word to the other processes: they may be
