@@ -27,17 +27,16 @@ def draw_evidence(document: Mapping[str, Any], path: Path) -> None:
         _curves(curves, runs, COLOURS[arm], {"baseline": "baseline", "tst": "TST"}[arm])
     switch = parts["equal_flops"]["tst"][0]["flops"] * document["setting"]["share"]
     curves.axvline(switch, color=TST, linewidth=0.8, linestyle=(0, (4, 3)), label="TST's recovery begins")
-    for name, runs in {**parts.get("lengths", {}), **parts.get("longer", {})}.items():
-        ends = [(run["flops"], run["final_val_loss"]) for run in runs]
+    for name, others in {**parts.get("lengths", {}), **parts.get("longer", {})}.items():
+        ends = [(run["flops"], run["final_val_loss"]) for run in others]
         curves.plot(*zip(*ends, strict=True), "x", color=COLOURS[name.split()[0]], markersize=6)
     curves.set_ylim(top=_top(document))
     curves.set_xlim(left=0)
     curves.xaxis.set_major_formatter(lambda value, _: tick_text(value))
     curves.set_xlabel("training compute, FLOPs")
     curves.set_ylabel("validation loss, nats a token")
-    curves.set_title(
-        f"Loss over compute, {len(runs)} seeds and their mean; x: whole runs of other lengths", fontsize=10
-    )
+    seeds = len(parts["equal_flops"]["tst"])
+    curves.set_title(f"Loss over compute, {seeds} seeds and their mean; x: whole runs of other lengths", fontsize=10)
     curves.legend(frameon=False, loc="upper right")
     _differences(lengths, document["answers"]["equal_flops"])
     for axes in (curves, lengths):
