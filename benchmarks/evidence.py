@@ -137,8 +137,11 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
     }
     if of := setting.get("unique"):
         own = {SHARDS: of["shards"], "seeds": few}
-        made["unique"] = {arm: runs(arm, of["length"], **own) for arm in ARMS}
-        made["unique"] |= {name: runs("tst", of["length"], files=files, **own) for name, files in of["others"].items()}
+        made["unique"] = {}
+        for share in of["lengths"]:
+            made["unique"] |= {f"{arm} {share:g}": runs(arm, share, **own) for arm in ARMS}
+            for name, files in of["others"].items():
+                made["unique"][f"{name} {share:g}"] = runs("tst", share, files=files, **own)
     if of := setting.get("surface"):
         made["surface"] = {"baseline 1 0": runs("baseline", of["length"], seeds=of["seeds"])}
         for size in of["bag_sizes"]:

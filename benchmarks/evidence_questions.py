@@ -40,7 +40,12 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
     if "baseline_also" in found:
         asked["baseline_also"] = _arms({**found["equal_flops"], **found["baseline_also"]})
     if "unique" in found:
-        asked["unique"] = _arms(found["unique"])
+        asked["unique"] = {
+            length: _arms(
+                {name.split()[0]: runs for name, runs in found["unique"].items() if name.endswith(f" {length}")}
+            )
+            for length in dict.fromkeys(name.split()[1] for name in found["unique"])
+        }
     if "sizes" in found:
         main = {f"{arm} {setting['main']}": runs for arm, runs in found["equal_flops"].items()}
         asked["sizes"] = _by_length({**found["sizes"], **main})
@@ -55,6 +60,7 @@ def _arms(found: Mapping[str, Runs]) -> dict[str, Any]:
         name: {
             "loss": summary(list(losses(runs).values())),
             "by_seed": losses(runs),
+            "steps": runs[0]["settings"]["trainer.max_steps"],
             "tokens": runs[0]["tokens"],
             "passes": runs[0]["passes"],
             "to_baseline": difference(losses(runs), losses(found["baseline"])),

@@ -17,6 +17,7 @@ from tst_lightning.compare.units import (
 
 RATE, WARMUP = "model.optimizer.init_args.lr", "model.lr_schedule.warmup_steps"
 
+_ARMS = ["arm", "tokens read", "passes", "loss by seed", "mean", "to the baseline (95%)", "to TST (95%)"]
 BOTH = ("baseline", "TST", "TST less baseline (95%)")
 
 
@@ -35,7 +36,7 @@ def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
         "equal_data": _equal_data,
         "baseline_also": _arms,
         "origin": _arms,
-        "unique": _arms,
+        "unique": _unique,
         "sizes": _sizes,
         "surface": _surface,
         "ranks": _ranks,
@@ -138,7 +139,12 @@ def _equal_data(asked: list[dict[str, Any]]) -> str:
 
 
 def _arms(asked: Mapping[str, Any]) -> str:
-    rows = [["arm", "tokens read", "passes", "loss by seed", "mean", "to the baseline (95%)", "to TST (95%)"]]
+    return table(_arm_rows(asked))
+
+
+def _arm_rows(asked: Mapping[str, Any]) -> list[list[str]]:
+    """An arm each, the lowest loss first, below their titles."""
+    rows = [_ARMS]
     for name, each in sorted(asked.items(), key=lambda item: item[1]["loss"]["mean"]):
         rows.append(
             [
@@ -151,6 +157,14 @@ def _arms(asked: Mapping[str, Any]) -> str:
                 "" if name == "tst" else _signed(each["to_tst"]),
             ]
         )
+    return rows
+
+
+def _unique(asked: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [["steps", *_ARMS]]
+    for arms in asked.values():
+        steps = f"{arms['baseline']['steps']:,}"
+        rows += [[steps, *row] for row in _arm_rows(arms)[1:]]
     return table(rows)
 
 
