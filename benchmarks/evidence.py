@@ -114,14 +114,14 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
 
     few = setting["few_seeds"]
     steps, main = setting["steps"], setting["sizes"][setting["main"]]["set"]
-    others = [{RATE: rate, WARMUP: warmup} for rate, warmup in setting.get("baseline_also", [])]
     made: dict[str, dict[str, list[Case]]] = {
         "equal_flops": {arm: runs(arm) for arm in ARMS},
         "baseline_also": {
-            f"baseline, rate {tried[RATE]:g}, warmup {tried[WARMUP]}": runs_of(
-                setting, "baseline", tried, steps, few, **main
+            f"baseline, rate {rate:g}, warmup {warmup} at {share:g}": runs_of(
+                setting, "baseline", {RATE: rate, WARMUP: warmup}, round(share * steps), few, **main
             )
-            for tried in others
+            for share, others in setting.get("baseline_also", {}).items()
+            for rate, warmup in others
         },
         "lengths": {
             f"{arm} {share:g}": runs(arm, share, seeds=few) for share in setting.get("lengths", []) for arm in ARMS

@@ -38,7 +38,7 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
     if "origin" in found:
         asked["origin"] = _arms({**found["equal_flops"], **found["origin"]})
     if "baseline_also" in found:
-        asked["baseline_also"] = _arms({**found["equal_flops"], **found["baseline_also"]})
+        asked["baseline_also"] = _at_each_length(ends, found["baseline_also"])
     if "unique" in found:
         asked["unique"] = {
             length: _arms(
@@ -68,6 +68,16 @@ def _arms(found: Mapping[str, Runs]) -> dict[str, Any]:
         }
         for name, runs in found.items()
     }
+
+
+def _at_each_length(ends: Mapping[str, Runs], others: Mapping[str, Runs]) -> dict[str, Any]:
+    """Further arms, named "NAME at LENGTH", beside both arms of that length."""
+    made = {}
+    for length in dict.fromkeys(name.rpartition(" at ")[2] for name in others):
+        arms = {arm: ends[f"{arm} {length}"] for arm in ("baseline", "tst")}
+        of = {name.rpartition(" at ")[0]: runs for name, runs in others.items() if name.endswith(f" at {length}")}
+        made[length] = _arms({**arms, **of})
+    return made
 
 
 def _by_length(ends: Mapping[str, Runs]) -> dict[str, Any]:

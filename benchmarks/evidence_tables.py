@@ -34,9 +34,9 @@ def tables(setting: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str,
         "positions": _positions,
         "equal_loss": _equal_loss,
         "equal_data": _equal_data,
-        "baseline_also": _arms,
+        "baseline_also": _arms_by_length,
         "origin": _arms,
-        "unique": _unique,
+        "unique": _arms_by_length,
         "sizes": _sizes,
         "surface": _surface,
         "ranks": _ranks,
@@ -160,7 +160,7 @@ def _arm_rows(asked: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _unique(asked: Mapping[str, Mapping[str, Any]]) -> str:
+def _arms_by_length(asked: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["steps", *_ARMS]]
     for arms in asked.values():
         steps = f"{arms['baseline']['steps']:,}"
