@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -32,6 +33,7 @@ from tst_lightning.commands.run_folder import (
     mark_finished,
     read_status,
 )
+from tst_lightning.commands.run_lock import locked
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.commands.scoring import check_out, check_tokenizer, find_scored, said, write_scores
 from tst_lightning.data.datamodule import TokenDataModule
@@ -306,7 +308,9 @@ class TSTCommandLine(LightningCLI):
             sizes = check_memory(self.model.config, self.datamodule, trainer)
             self.model.has_checkpoint = checkpoint is not None
             trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
-            with new_files_removed(Path(self.config.run_dir), trainer, step):
+            run_dir = Path(self.config.run_dir)
+            alone = locked(run_dir) if method == trainer.fit and trainer.is_global_zero else nullcontext()
+            with new_files_removed(run_dir, trainer, step), alone:
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
             number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT

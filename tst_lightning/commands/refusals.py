@@ -19,12 +19,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import tst_lightning
 from tst_lightning.commands.parser import one_line
+from tst_lightning.commands.run_lock import LOCK
 from tst_lightning.errors import ConfigError, RunError, UserError
 
 _PACKAGE = Path(tst_lightning.__file__).parent
 _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = {"site-packages", "dist-packages"}
-_RECORDS = {"run.json", "run.json.partial", "config.yaml"}
+_RECORDS = {"run.json", "run.json.partial", "config.yaml", LOCK}
 _COMMANDS = _PACKAGE / "commands"
 _LONGEST = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory", "unable to mmap")

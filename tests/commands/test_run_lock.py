@@ -1,0 +1,42 @@
+"""Of two processes that train in one folder the second is refused, and a killed one leaves nothing locked."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import tiny_config
+from tests.processes import Command
+from tst_lightning.__main__ import main
+from tst_lightning.commands.run_lock import locked
+from tst_lightning.errors import ConfigError
+
+
+def test_one_process_at_a_time(tmp_path: Path, shards: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, path = tmp_path / "run", tmp_path / "run.yaml"
+    long = {"trainer__max_steps": 100_000, "trainer__val_check_interval": 5, "data__num_workers": 1}
+    path.write_text(yaml.safe_dump(tiny_config(folder, shards, **long)))
+    words = ["fit", "--config", str(path), "--ckpt_path", "last"]
+    first = Command(*words)
+    try:
+        ends = time.monotonic() + 100
+        while not (folder / "checkpoints" / "last.ckpt").exists():
+            assert first.poll() is None and time.monotonic() < ends
+            time.sleep(0.1)
+        assert main(words) == 2
+        refused = capfd.readouterr().err
+        assert f"another process is training in '{folder}'; wait for its end, stop it, or name another" in refused
+        assert first.poll() is None
+        with pytest.raises(ConfigError, match="another process"), locked(folder):
+            pass
+        os.kill(first.pid, signal.SIGKILL)  # not those that read its data
+        while first.poll() is None:
+            time.sleep(0.01)
+        with locked(folder):
+            pass
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
