@@ -33,7 +33,7 @@ def test_the_summary_says_what_was_written_then_that_it_is_reused(corpus, capsys
     out = capsys.readouterr().out
     manifest = Manifest.read("out")
     assert out.startswith("wrote 'out' in ")
-    assert "from 32 files (1 empty and 0 duplicate dropped, 1 undecodable skipped)" in out
+    assert "from 32 files (1 empty dropped, 1 undecodable skipped)" in out
     assert f"train      {manifest.train.tokens:,} tokens in {manifest.train.documents} documents and 1 chunks" in out
     assert f"{manifest.val.bytes_per_token:.2f} bytes per token" in out
     assert f"{manifest.vocab_size:,} ids, uint16" in out

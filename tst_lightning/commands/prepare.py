@@ -134,10 +134,12 @@ def _summary(manifest: Manifest, out: str) -> list[str]:
     size = sum(chunk["size_bytes"] for split in SPLITS for chunk in getattr(manifest, split).chunks)
     count = {name: sources.get(name, 0) for name in vars(Counts())}
     links = f", {count['skipped_links']} links not followed" if count["skipped_links"] else ""
+    # Of one's own text none is looked for, and 0 would read as none being there.
+    duplicates = f" and {count['dropped_duplicates']} duplicate" if count["dropped_duplicates"] else ""
     tokenizer = manifest.tokenizer if manifest.tokenizer.isprintable() else ascii(manifest.tokenizer)
     lines = [
         f"documents  {count['documents']:,} of {count['bytes'] / 1e6:,.2f} MB, from {count['files']:,} files "
-        f"({count['dropped_empty']} empty and {count['dropped_duplicates']} duplicate dropped, "
+        f"({count['dropped_empty']} empty{duplicates} dropped, "
         f"{count['skipped_undecodable']} undecodable skipped{links})",
         f"tokenizer  {tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}",
     ]
