@@ -43,7 +43,7 @@ format: $(MARK)  ## rewrite the code as `make check` wants it
 bench: $(MARK)  ## sweep learning rate and warmup of the quickstart's arms (about an hour on two cores)
 	$(BIN)/python benchmarks/quickstart_sweep.py --out benchmarks/results/quickstart_sweep.json
 
-evidence: $(MARK)  ## does TST pay? tune both arms, train over seeds, compare (about two hours on two cores; goes on where it stopped)
+evidence: $(MARK)  ## does TST pay? tune both arms, train over seeds, compare (under 4 hours on two cores, the headline in 1.5; goes on where it stopped)
 	$(BIN)/python benchmarks/evidence.py benchmarks/evidence/cpu.yaml --out benchmarks/results/evidence_cpu.json \
 	  --page docs/evidence.md
 

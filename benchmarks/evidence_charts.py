@@ -85,7 +85,7 @@ def draw_gain(document: Mapping[str, Any], path: Path) -> None:
     answers = document["answers"]
     asked = [("Where it comes from", answers["origin"])] if "origin" in answers else []
     for arms in answers.get("unique", {}).values():
-        asked.append((f"Text fixed: {arms['baseline']['passes']:.0f} passes of the baseline", arms))
+        asked.append((f"Text fixed, baseline's passes: {arms['baseline']['passes']:.0f}", arms))
     if not asked:
         return
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
@@ -107,7 +107,7 @@ def _bars(axes: Any, title: str, arms: Mapping[str, Any], baseline: Mapping[str,
         apart = [loss - baseline[seed] for seed, loss in arms[name]["by_seed"].items()]
         axes.plot(apart, [place] * len(apart), "|", color=LIGHT.text)
     axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in shown])
-    axes.set_xlabel("loss less the baseline's, nats (left is better)")
+    axes.set_xlabel("loss less the baseline's, nats")
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", color=LIGHT.faint)
     axes.spines[["top", "right"]].set_visible(False)
