@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
+from tests.conftest import tiny_config
 from tests.processes import run
 from tests.test_distributed import fit_two
 from tests.test_resume import assert_same_run, killed_at, last
@@ -108,6 +109,10 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
     killed_at(folder, few, 8, "last.ckpt", ranks=2, **CHANGES)
     (old, new) = (folder / "checkpoints" / f"last.ckpt.{name}" for name in ("replaced", "partial"))
     assert (read_sharded_step(old), read_sharded_step(new)) == (4, 8)
+    beginning = tmp_path / "other.yaml"  # from another run's, which is left as it is
+    beginning.write_text(yaml.safe_dump(tiny_config(tmp_path / "other", few, **CHANGES), sort_keys=False))
+    done = run("fit", "--config", str(beginning), "--ckpt_path", str(new), ranks=2)
+    assert done.returncode == 0 and new.exists(), done.stderr
     assert killed_at(folder, few, 9, "training", ranks=2, **CHANGES)["global_step"] == 8
     assert not [*folder.glob("checkpoints/*.partial"), *folder.glob("checkpoints/*.replaced")]
     killed_at(folder, few, 13, "training", ranks=2, **behind)

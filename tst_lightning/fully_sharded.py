@@ -132,7 +132,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """As inherited, after each process has compared a share of the files with their checksums. A single file's weights
-        are cut on the way, to be scored. A whole one that a killed run had not put in its place yet takes it before
+        are cut on the way, to be scored. A whole one that this run, killed, had not put in its place yet takes it before
         training goes on: it is the newest there is, until the next one is written.
 
         Raises:
@@ -145,11 +145,17 @@ class FullyShardedStrategy(ModelParallelStrategy):
             state = super().load_checkpoint(path, weights_only)
         except CheckpointException as error:
             raise RunError(f"checkpoint '{path}' can't be gone on from ({failure(error)})") from error
-        module = self.lightning_module
-        if path.name.endswith(PARTIAL) and module and module.trainer.state.fn == TrainerFn.FITTING:
+        if path.name.endswith(PARTIAL) and self._goes_on_in(path.parent):
             place = path.with_name(path.name.removesuffix(PARTIAL))
             self._agree(path, lambda: _replace(place, path) if self.is_global_zero else None)
         return state
+
+    def _goes_on_in(self, checkpoints: Path) -> bool:
+        """Whether this is training, and in the run that a folder of checkpoints is of; another's is left as it is."""
+        module = self.lightning_module
+        if module is None or module.trainer.state.fn != TrainerFn.FITTING:
+            return False
+        return checkpoints.resolve().parent == Path(module.trainer.default_root_dir).resolve()
 
     def on_exception(self, exception: BaseException) -> None:
         """Lets the checkpoint that is being written come to its end, without a word to the other processes: they may be

@@ -1,5 +1,7 @@
 """Of two processes that train in one folder the second is refused, and a killed one leaves nothing locked."""
 
+import errno
+import fcntl
 import os
 import signal
 import time
@@ -40,3 +42,14 @@ def test_one_process_at_a_time(tmp_path: Path, shards: Path, capfd: pytest.Captu
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
+
+
+def test_a_file_system_without_locks_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with locked(tmp_path):
+        assert "can't be locked (Function not implemented): nothing keeps a second process" in capfd.readouterr().out

@@ -31,4 +31,10 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise ConfigError(
                 f"another process is training in '{run_dir}'; wait for its end, stop it, or name another --run_dir"
             ) from error
+        except OSError as error:  # some network file systems have no locks, and are trained on all the same
+            print(
+                f"note      '{run_dir}' can't be locked ({error.strerror}): nothing keeps a second process from training"
+                " there",
+                flush=True,
+            )
         yield
