@@ -37,8 +37,8 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
         asked["equal_data"] = _equal_data(ends)
     if "origin" in found:
         asked["origin"] = _arms({**found["equal_flops"], **found["origin"]})
-    if "baseline_also" in found:
-        asked["baseline_also"] = _at_each_length(ends, found["baseline_also"])
+    if also := _at_each_length(ends, found.get("baseline_also", {})):
+        asked["baseline_also"] = also
     if "unique" in found:
         asked["unique"] = {
             length: _arms(
@@ -71,10 +71,12 @@ def _arms(found: Mapping[str, Runs]) -> dict[str, Any]:
 
 
 def _at_each_length(ends: Mapping[str, Runs], others: Mapping[str, Runs]) -> dict[str, Any]:
-    """Further arms, named "NAME at LENGTH", beside both arms of that length."""
+    """Further arms, named "NAME at LENGTH", beside both arms of that length, where those have finished."""
     made = {}
     for length in dict.fromkeys(name.rpartition(" at ")[2] for name in others):
-        arms = {arm: ends[f"{arm} {length}"] for arm in ("baseline", "tst")}
+        arms = {arm: ends[f"{arm} {length}"] for arm in ("baseline", "tst") if f"{arm} {length}" in ends}
+        if len(arms) < 2:
+            continue
         of = {name.rpartition(" at ")[0]: runs for name, runs in others.items() if name.endswith(f" at {length}")}
         made[length] = _arms({**arms, **of})
     return made

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,6 +75,21 @@ def test_each_arm_takes_the_best_of_its_own_sweep(monkeypatch: pytest.MonkeyPatc
             assert {(one[evidence.RATE], one[evidence.WARMUP]) for one in cases} == {wanted[kind]}, part
             assert setting["tune"]["seed"] not in {one[evidence.SEED] for one in cases}
             assert (evidence.BAG_SIZE in cases[0]) == (kind == "tst")
+
+
+def test_what_had_finished_when_it_was_stopped_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each question, in the order in which they are run, those before it are answered as they are in the end."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    questions, setting = importlib.import_module("evidence_questions"), RESULT["setting"]
+    found: dict[str, Any] = {}
+    for part, arms in RESULT["parts"].items():
+        found[part] = arms
+        asked = questions.answers(setting, found)
+        told = (
+            "positions" if part == "equal_flops" else {"lengths": "equal_flops", "longer": "equal_loss"}.get(part, part)
+        )
+        assert told in asked
+    assert json.loads(json.dumps(asked)) == RESULT["answers"]
 
 
 def test_the_gpu_s_setting_at_a_toy_size(tmp_path: Path, shards: Path) -> None:
