@@ -6,12 +6,14 @@ import csv
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.callbacks.recorder import RECORD, recorded
@@ -25,7 +27,7 @@ from tst_lightning.errors import RunError
 from tst_lightning.modeling import CausalLM, build_causal_lm, initialise
 from tst_lightning.optim import decay_groups
 from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
-from tst_lightning.sharded_checkpoint import check_bytes, read_sharded_step, read_weights
+from tst_lightning.sharded_checkpoint import TRAINER_STATE, check_bytes, read_sharded_step, read_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -50,6 +52,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory, few: Path) -> Path:
     folder = tmp_path_factory.mktemp("sharded") / "whole"
     fit_two(folder, few, *RECORD, changes=CHANGES)
     return folder
+
+
+class ReadsLate(Callback):
+    """The second process comes to what is beside the weights and the optimizer's state a second after the first."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        read = torch.load
+
+        def late(path: Any, *args: Any, **more: Any) -> Any:
+            if trainer.global_rank == 1 and str(path).endswith(TRAINER_STATE):
+                time.sleep(1)
+            return read(path, *args, **more)
+
+        torch.load = late
 
 
 def logged_losses(folder: Path) -> list[float]:
@@ -113,7 +129,8 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, few: Path, tmp_path: Path)
     beginning.write_text(yaml.safe_dump(tiny_config(tmp_path / "other", few, **CHANGES), sort_keys=False))
     done = run("fit", "--config", str(beginning), "--ckpt_path", str(new), ranks=2)
     assert done.returncode == 0 and new.exists(), done.stderr
-    assert killed_at(folder, few, 9, "training", ranks=2, **CHANGES)["global_step"] == 8
+    late = CHANGES | {"trainer__callbacks": [{"class_path": "tests.test_fully_sharded.ReadsLate"}]}
+    assert killed_at(folder, few, 9, "training", ranks=2, **late)["global_step"] == 8
     assert not [*folder.glob("checkpoints/*.partial"), *folder.glob("checkpoints/*.replaced")]
     killed_at(folder, few, 13, "training", ranks=2, **behind)
     found = find_checkpoint(folder, "last")  # how far writing beside training had come is not ours to say

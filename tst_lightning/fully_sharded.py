@@ -147,6 +147,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             raise RunError(f"checkpoint '{path}' can't be gone on from ({failure(error)})") from error
         if path.name.endswith(PARTIAL) and self._goes_on_in(path.parent):
             place = path.with_name(path.name.removesuffix(PARTIAL))
+            self.barrier()  # others still read it where it is
             self._agree(path, lambda: _replace(place, path) if self.is_global_zero else None)
         return state
 

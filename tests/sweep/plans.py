@@ -40,7 +40,8 @@ csv.write_text(",".join(columns) + "\n" + ",".join(map(str, columns.values())) +
 
 def plan_of(tmp_path: Path, *listed: dict[str, Any], **content: Any) -> Plan:
     config = tmp_path / "fit.yaml"
-    config.write_text("data: {block_rows: 720720}\n")
+    if not config.exists():  # another worker may read it
+        config.write_text("data: {block_rows: 720720}\n")
     content = {"fit": str(config), "list": [dict(case) for case in listed]} | content
     return make_plan(str(tmp_path / "out"), content, "a test")
 
