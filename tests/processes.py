@@ -11,6 +11,7 @@ import atexit
 import gc
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import socket
@@ -99,10 +100,15 @@ def run(*words: str, ranks: int = 1, environment: Mapping[str, str] | None = Non
 
 
 def free_port() -> int:
-    """A port of this machine that no one listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port of this machine that no one listens at, nor will before it is used: the system hands out higher ones, and each
+    of the tests' own processes takes its from a range of its own.
+    """
+    first = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in random.Random().sample(range(first, first + 1_000), 1_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 class _Output(threading.Thread):

@@ -23,7 +23,7 @@ from tst_lightning.modeling import CausalLM, decoder_layers
 from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, TRAINER_STATE, check_bytes, failure
 
 # A process that ends by an error waits so long for what it is still writing.
-_LAST_WAIT_SECONDS = 60
+LAST_WAIT_SECONDS = 60
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -163,7 +163,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         within a training step, and wait there for this one.
         """
         if self._pending is not None:
-            wait([self._pending[0]], timeout=_LAST_WAIT_SECONDS)
+            wait([self._pending[0]], timeout=LAST_WAIT_SECONDS)
             self._pending = None
 
     def teardown(self) -> None:

@@ -5,7 +5,9 @@ import fcntl
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,7 +42,8 @@ def test_one_process_at_a_time(tmp_path: Path, shards: Path, capfd: pytest.Captu
         with locked(folder):
             pass
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
 
 
@@ -53,3 +56,18 @@ def test_a_file_system_without_locks_is_trained_on(
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with locked(tmp_path):
         assert "can't be locked (Function not implemented): nothing keeps a second process" in capfd.readouterr().out
+
+
+def test_what_another_process_writes_at_that_moment_stays(
+    fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = tmp_path / "run" / "run.json.partial"
+
+    def held(*_: object) -> None:
+        beside.touch()
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", held)
+    code, said = fit("run")
+    assert code == 2 and "another process is training" in said
+    assert beside.exists()

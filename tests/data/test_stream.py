@@ -80,7 +80,7 @@ def check_exactly_once(
         assert sum(max(0, whole - count) for count in uses) <= left
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_token_at_most_once_a_pass(three: list[Corpus], data: st.DataObject) -> None:
     """Over s, L, batch size, accumulation, phases and their shares, corpora, world sizes and pools."""
@@ -148,7 +148,7 @@ def assert_same_rows(whole: list[torch.Tensor], pieces: list[torch.Tensor]) -> N
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_stopped_and_resumed_anywhere_gives_the_same_rows(three: list[Corpus], data: st.DataObject) -> None:
     """Passes' worth of batches, up to three phases and corpora, on any rank, stopped up to three times."""

@@ -37,7 +37,7 @@ def test_a_vocabulary_below_the_bytes_is_refused():
         train_tokenizer([TEXT], 256)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(st.text(), min_size=1))
 def test_every_text_comes_back(texts):
     trained = train_tokenizer([TEXT], 280)

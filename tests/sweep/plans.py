@@ -1,6 +1,7 @@
 """Small plans over a file that no run reads, and a stand-in for `tst fit` that trains nothing."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ print("a line", "error: made to fail" if settings.get("exit") else "", sep="\n",
 while settings.get("wait") and not received:
     time.sleep(0.01)
 while settings.get("wait") == "deaf":
+    (run_dir / "told").touch()
     time.sleep(1)
 if received or settings.get("exit"):
     sys.exit(128 + received[0] if received else settings["exit"])
@@ -40,8 +42,9 @@ csv.write_text(",".join(columns) + "\n" + ",".join(map(str, columns.values())) +
 
 def plan_of(tmp_path: Path, *listed: dict[str, Any], **content: Any) -> Plan:
     config = tmp_path / "fit.yaml"
-    if not config.exists():  # another worker may read it
-        config.write_text("data: {block_rows: 720720}\n")
+    beside = tmp_path / f"fit.{os.getpid()}"
+    beside.write_text("data: {block_rows: 720720}\n")
+    beside.replace(config)  # whole at every moment: another worker may read it
     content = {"fit": str(config), "list": [dict(case) for case in listed]} | content
     return make_plan(str(tmp_path / "out"), content, "a test")
 

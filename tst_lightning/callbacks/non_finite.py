@@ -1,5 +1,6 @@
 """Stops a run, or skips a step, whose loss or gradient is no number, before a checkpoint of it is written."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -145,8 +146,12 @@ class NonFiniteGuard(Callback):
 
     def _stop(self, trainer: Trainer, pl_module: Any, step: int, what: str) -> NoReturn:
         folder = Path(getattr(trainer.checkpoint_callback, "dirpath", None) or ".")
-        written = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        kept = f"the last good checkpoint is {written[-1]}" if written else "no checkpoint had been written yet"
+        written: dict[Path, float] = {}
+        for path in folder.glob("*.ckpt"):
+            with suppress(FileNotFoundError):  # another takes its place at this moment
+                written[path] = path.stat().st_mtime
+        last = max(written, key=written.__getitem__, default=None)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
         raise RunError(
             f"{what} at step {step}, phase '{pl_module.schedule.at(step).name}'; {kept}. Lower the learning rate, lengthen"
             " the warmup or clip gradients (trainer.gradient_clip_val)"

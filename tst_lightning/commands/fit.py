@@ -19,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from tst_lightning.checkpoint_io import WholeCheckpointIO
 from tst_lightning.commands.class_paths import check_class_paths
 from tst_lightning.commands.initial_weights import take_config
-from tst_lightning.commands.launch import SameCheckpoint, check_launch
+from tst_lightning.commands.launch import SameCheckpoint, check_launch, let_the_first_process_end
 from tst_lightning.commands.limits import check_memory, check_numbers, check_processes
 from tst_lightning.commands.lost_process import is_lost_process, said_by_another
 from tst_lightning.commands.parser import one_line
 from tst_lightning.commands.quiet import quieten
-from tst_lightning.commands.refusals import as_user_error, is_of_restoring, new_files_removed
+from tst_lightning.commands.refusals import as_user_error, is_of_restoring
 from tst_lightning.commands.run_folder import (
     check_same_data,
     check_same_run,
@@ -33,7 +33,7 @@ from tst_lightning.commands.run_folder import (
     mark_finished,
     read_status,
 )
-from tst_lightning.commands.run_lock import locked
+from tst_lightning.commands.run_lock import trained_in
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.commands.scoring import check_out, check_tokenizer, find_scored, said, write_scores
 from tst_lightning.data.datamodule import TokenDataModule
@@ -304,13 +304,14 @@ class TSTCommandLine(LightningCLI):
         trainer, sizes = self.trainer, ""
         try:
             check_launch(trainer)
+            let_the_first_process_end()
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
             self.model.has_checkpoint = checkpoint is not None
             trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
             run_dir = Path(self.config.run_dir)
-            alone = locked(run_dir) if method == trainer.fit and trainer.is_global_zero else nullcontext()
-            with new_files_removed(run_dir, trainer, step), alone:
+            writes = method == trainer.fit and trainer.is_global_zero
+            with trained_in(run_dir, trainer, step) if writes else nullcontext():
                 method(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # how Lightning ends at a signal that GracefulStop has not taken over
             number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT

@@ -1,12 +1,15 @@
 """How the processes of a run come together: what a launcher was not told is said at once, before they wait in silence."""
 
 import os
+import time
 from pathlib import Path
 
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tst_lightning.errors import ConfigError
+from tst_lightning.fully_sharded import LAST_WAIT_SECONDS
 
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 # SLURM numbers from here on what is no step of a job, such as its batch script.
@@ -61,6 +64,21 @@ def _check_address(nodes: int) -> None:
         )
     if not 0 <= int(os.environ["NODE_RANK"]) < nodes:
         raise ConfigError(f"NODE_RANK is {os.environ['NODE_RANK']}; of {nodes} machines it must be 0 to {nodes - 1}")
+
+
+class _PatientObserver(subprocess_script._ChildProcessObserver):
+    """Lightning's, which kills the first process within 5 s of another's end. It may be writing the last checkpoint then,
+    or saying why the run ended, and ends by itself; only one that hangs is to be killed.
+    """
+
+    def _terminate_all(self) -> None:
+        time.sleep(LAST_WAIT_SECONDS + 10)
+        super()._terminate_all()
+
+
+def let_the_first_process_end() -> None:
+    """Has a process that starts the others itself, by Lightning, come to its own end when one of them has ended."""
+    subprocess_script._ChildProcessObserver = _PatientObserver  # type: ignore[misc]
 
 
 class SameCheckpoint(Callback):

@@ -5,27 +5,23 @@ Who was at work is read from the traceback: the innermost frame that is ours or 
 installed library that the user configured.
 """
 
-import contextlib
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import tst_lightning
 from tst_lightning.commands.parser import one_line
-from tst_lightning.commands.run_lock import LOCK
 from tst_lightning.errors import ConfigError, RunError, UserError
 
 _PACKAGE = Path(tst_lightning.__file__).parent
 _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = {"site-packages", "dist-packages"}
-_RECORDS = {"run.json", "run.json.partial", "config.yaml", LOCK}
 _COMMANDS = _PACKAGE / "commands"
 _LONGEST = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory", "unable to mmap")
@@ -108,30 +104,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
     )
-
-
-@contextlib.contextmanager
-def new_files_removed(run_dir: Path, trainer: Trainer, step: int) -> Iterator[None]:
-    """Leaves a run's folder as it was when a start fails before its first step: only then did nothing happen in it.
-
-    Of what is new there, it removes what we and the loggers write, and folders that are empty.
-
-    Args:
-        run_dir: folder of the run.
-        trainer: whose loggers write.
-        step: at which the run begins or goes on.
-    """
-    before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() else set()
-    try:
-        yield
-    except BaseException:
-        if trainer.is_global_zero and trainer.global_step <= step:
-            logs = [Path(folder) for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None))]
-            with contextlib.suppress(OSError):
-                for path in sorted({run_dir, *run_dir.rglob("*")} - before, reverse=True):
-                    if path.is_dir():
-                        with contextlib.suppress(OSError):  # something is in it
-                            path.rmdir()
-                    elif path.parent == run_dir and path.name in _RECORDS or any(map(path.is_relative_to, logs)):
-                        path.unlink()
-        raise

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tst_lightning.checkpoint_file import read_step
 from tst_lightning.commands.config_file import check_config_file
+from tst_lightning.commands.run_lock import locked
 from tst_lightning.errors import ConfigError, RunError
 from tst_lightning.optim import LATER_SETTINGS
 from tst_lightning.sharded_checkpoint import PARTIAL, REPLACED, read_sharded_step
@@ -160,10 +161,15 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 @rank_zero_only
 def mark_finished(run_dir: Path, step: int) -> None:
-    """Completes the record of a run that was killed after its last checkpoint and before it could say so."""
+    """Completes the record of a run that was killed after its last checkpoint and before it could say so.
+
+    Raises:
+        ConfigError: it was not killed, another process is about to say so.
+    """
     path = run_dir / "run.json"
-    record = json.loads(path.read_bytes()) | {"status": "finished", "step": step}
-    write_whole(path, json.dumps(record, indent=2) + "\n")
+    with locked(run_dir):
+        record = json.loads(path.read_bytes()) | {"status": "finished", "step": step}
+        write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 class FoundCheckpoint(NamedTuple):

@@ -2,12 +2,15 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lightning.pytorch import Trainer
 
 from tst_lightning.errors import ConfigError
 
 LOCK = ".lock"
+_RECORDS = {"run.json", "run.json.partial", "config.yaml", "config.yaml.partial", LOCK}
 
 
 @contextmanager
@@ -38,3 +41,40 @@ def locked(run_dir: Path) -> Iterator[None]:
                 flush=True,
             )
         yield
+
+
+@contextmanager
+def trained_in(run_dir: Path, trainer: Trainer, step: int) -> Iterator[None]:
+    """:func:`locked`; and leaves the folder as it was when the start fails before its first step: only then did nothing
+    happen in it.
+
+    Of what is new there, it removes what we and the loggers write, and folders that are empty; where the folder is another
+    process', nothing.
+
+    Args:
+        run_dir: folder of the run.
+        trainer: of the run's first process, whose loggers write.
+        step: at which the run begins or goes on.
+
+    Raises:
+        ConfigError: another process is training there.
+    """
+    before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() else set()
+    with locked(run_dir):
+        try:
+            yield
+        except BaseException:
+            if trainer.global_step <= step:
+                logs = [Path(folder) for logger in trainer.loggers if (folder := getattr(logger, "log_dir", None))]
+                with suppress(OSError):
+                    _remove({run_dir, *run_dir.rglob("*")} - before, run_dir, logs)
+            raise
+
+
+def _remove(new: set[Path], run_dir: Path, logs: list[Path]) -> None:
+    for path in sorted(new, reverse=True):
+        if path.is_dir():
+            with suppress(OSError):  # something is in it
+                path.rmdir()
+        elif path.parent == run_dir and path.name in _RECORDS or any(map(path.is_relative_to, logs)):
+            path.unlink()

@@ -194,11 +194,14 @@ def _existing(target: Path, options: dict[str, Any], fingerprint: str, python_sh
 
 
 def _check_replaceable(target: Path) -> None:
-    if not target.exists():
+    try:
+        found = set(os.listdir(target))
+    except FileNotFoundError:  # or replaced by another process at this moment
         return
-    if not target.is_dir():
-        raise ConfigError(f"--out '{target}' is a file; choose a folder")
-    found = set(os.listdir(target))
+    except NotADirectoryError as error:
+        if target.exists():
+            raise ConfigError(f"--out '{target}' is a file; choose a folder") from error
+        return  # a folder above it is one, as the system will say
     if found and not found.issuperset({MANIFEST_NAME, "tokenizer.json", *SPLITS}):
         raise ConfigError(
             f"--out '{target}' holds something that is no finished shards; remove it or choose another --out"

@@ -99,8 +99,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[int | None]:
-    """Holds a run's folder, on every machine that shares it.
+def locked(run_dir: Path, patience: float | None = None) -> Iterator[int | None]:
+    """Holds a run's folder, or the sweep's, on every machine that shares it.
+
+    Args:
+        run_dir: the folder; made if it is not there.
+        patience: for how many seconds to ask, a moment unless given.
 
     Yields:
         A file descriptor to hand on to the run's process, which then holds the folder as well, should this one be
@@ -111,7 +115,7 @@ def locked(run_dir: Path) -> Iterator[int | None]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / LOCK_FILE, "ab") as file:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + (_PATIENCE_SECONDS if patience is None else patience)
         while not (is_ours := _try_lock(file, fcntl.LOCK_EX)) and time.monotonic() < deadline:
             time.sleep(0.02)
         yield file.fileno() if is_ours else None

@@ -15,7 +15,7 @@ from tst_lightning.compare.units import flops_text
 from tst_lightning.published import SOURCE
 from tst_lightning.sweep.cases import labels, value_text
 from tst_lightning.sweep.plan import Plan
-from tst_lightning.sweep.records import LOG_FILE
+from tst_lightning.sweep.records import LOG_FILE, locked
 from tst_lightning.sweep.results import (
     Result,
     Setting,
@@ -60,6 +60,8 @@ class Report:
 def write_report(plan: Plan) -> Report:
     """Reads every run and writes the sweep's files; what an earlier report wrote and no longer holds is removed.
 
+    Workers that end at the same time wait for one another, so that the last to write has read all there is.
+
     Args:
         plan: the sweep, finished or not.
 
@@ -67,6 +69,11 @@ def write_report(plan: Plan) -> Report:
         RunError: a record is damaged.
         OSError: a file can't be read or written.
     """
+    with locked(plan.out, patience=math.inf):
+        return _write(plan)
+
+
+def _write(plan: Plan) -> Report:
     results = read_results(plan)
     settings = by_setting(results)
     swept, baseline = split(settings)
@@ -102,7 +109,6 @@ def write_report(plan: Plan) -> Report:
     texts = {RESULT_FILE: json.dumps(document, indent=1, default=str) + "\n"}
     if best:
         texts[BEST_FILE] = _best_yaml(plan, best)
-    plan.out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_whole(plan.out / name, text)
     for name, image in images.items():
