@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from tst_lightning.commands.fit import TSTCommandLine, read_command_line
+from tst_lightning.commands.command_line import TSTCommandLine, read_command_line
 from tst_lightning.commands.run_parser import RunParser
 from tst_lightning.data.datamodule import TokenDataModule, check_sizes
 from tst_lightning.data.remote import is_remote
