@@ -6,7 +6,7 @@ best. Runs are those of two ``tst sweep``, which skip finished runs and go on wi
 stopped, by a limit of time too, and gone on with by the same command. What has finished by then is written.
 
     python benchmarks/evidence.py benchmarks/evidence/cpu.yaml \
-        --out benchmarks/results/evidence_cpu.json --page docs/evidence.md
+        --out benchmarks/results/evidence_cpu.json --pages docs/evidence.md docs/evidence_tables.md
     timeout 550 python benchmarks/evidence.py benchmarks/evidence/gpu.yaml \
         --devices 0 --out benchmarks/results/evidence_gpu.json
 """
@@ -118,15 +118,14 @@ def parts(setting: Mapping[str, Any], best: Mapping[str, Tuned]) -> dict[str, di
         "equal_flops": {arm: runs(arm) for arm in ARMS},
         "baseline_also": {
             f"baseline, rate {rate:g}, warmup {warmup} at {share:g}": runs_of(
-                setting, "baseline", {RATE: rate, WARMUP: warmup}, round(share * steps), few, **main
+                setting, "baseline", {RATE: rate, WARMUP: warmup}, round(share * steps), setting["seeds"], **main
             )
             for share, others in setting.get("baseline_also", {}).items()
             for rate, warmup in others
         },
-        "lengths": {
-            f"{arm} {share:g}": runs(arm, share, seeds=few) for share in setting.get("lengths", []) for arm in ARMS
-        },
-        "longer": {f"baseline {share:g}": runs("baseline", share, seeds=few) for share in setting.get("longer", [])},
+        "lengths": {f"{arm} {share:g}": runs(arm, share) for share in setting.get("lengths", []) for arm in ARMS},
+        "longer": {f"baseline {share:g}": runs("baseline", share) for share in setting.get("longer", [])},
+        "longest": {f"baseline {share:g}": runs("baseline", share, seeds=few) for share in setting.get("longest", [])},
         "origin": {name: runs("tst", files=files, seeds=few) for name, files in setting.get("origin", {}).items()},
         "sizes": {
             f"{arm} {size}": runs(arm, size=size, seeds=few)
@@ -235,12 +234,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", type=Path, help="YAML, such as benchmarks/evidence/cpu.yaml")
     parser.add_argument("--out", type=Path, required=True, help="result file (JSON)")
-    parser.add_argument("--page", type=Path, help="Markdown whose tables and charts are renewed")
+    parser.add_argument(
+        "--pages",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="Markdown whose tables are renewed, and the first one's charts",
+    )
     parser.add_argument("--runs", type=Path, help="folder of the runs; runs/evidence_NAME by default")
     parser.add_argument("--devices", default="cpu:2", help="as for tst sweep: cpu:2 is two runs at a time")
     options = parser.parse_args()
     setting = yaml.safe_load(options.setting.read_text())
-    out, page = options.out.resolve(), options.page and options.page.resolve()
+    out, pages = options.out.resolve(), [page.resolve() for page in options.pages]
     runs = (options.runs or ROOT / "runs" / f"evidence_{options.setting.stem}").resolve()
     os.chdir(ROOT)
     device = "cuda" if torch.cuda.is_available() and not options.devices.startswith("cpu") else "cpu"
@@ -260,10 +265,14 @@ def main() -> None:
     document = facts | document_of(setting, tuned, ends)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
-    if page:
-        page.write_text(rendered(page.read_text(), document["tables"]))
-        draw_evidence(document, page.with_suffix(".png"))
-        draw_gain(document, page.with_name(f"{page.stem}_gain.png"))
+    for page in pages:
+        text = page.read_text()
+        page.write_text(
+            rendered(text, {name: of for name, of in document["tables"].items() if f"<!-- {name} -->" in text})
+        )
+    if pages:
+        draw_evidence(document, pages[0].with_suffix(".png"))
+        draw_gain(document, pages[0].with_name(f"{pages[0].stem}_gain.png"))
     print(document["tables"]["equal_flops"])
     raise SystemExit(code)
 

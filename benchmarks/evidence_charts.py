@@ -27,8 +27,9 @@ def draw_evidence(document: Mapping[str, Any], path: Path) -> None:
         _curves(curves, runs, COLOURS[arm], {"baseline": "baseline", "tst": "TST"}[arm])
     switch = parts["equal_flops"]["tst"][0]["flops"] * document["setting"]["share"]
     curves.axvline(switch, color=TST, linewidth=0.8, linestyle=(0, (4, 3)), label="TST's recovery begins")
-    for name, others in {**parts.get("lengths", {}), **parts.get("longer", {})}.items():
-        ends = [(run["flops"], run["final_val_loss"]) for run in others]
+    others = {name: runs for part in ("lengths", "longer", "longest") for name, runs in parts.get(part, {}).items()}
+    for name, runs in others.items():
+        ends = [(run["flops"], run["final_val_loss"]) for run in runs]
         curves.plot(*zip(*ends, strict=True), "x", color=COLOURS[name.split()[0]], markersize=6)
     curves.set_ylim(top=_top(document))
     curves.set_xlim(left=0)

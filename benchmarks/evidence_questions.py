@@ -28,7 +28,7 @@ def answers(setting: Mapping[str, Any], found: Parts) -> dict[str, Any]:
         found: the cases of sweep.json by part and arm, as evidence.py has them.
     """
     asked: dict[str, Any] = {}
-    ends = {**found.get("lengths", {}), **found.get("longer", {})}
+    ends = {name: runs for part in ("lengths", "longer", "longest") for name, runs in found.get(part, {}).items()}
     ends |= {f"{arm} 1": runs for arm, runs in found["equal_flops"].items()}
     asked["equal_flops"] = _by_length(ends)
     asked["positions"] = _by_position(found["equal_flops"])

@@ -86,7 +86,9 @@ def test_what_had_finished_when_it_was_stopped_is_told(monkeypatch: pytest.Monke
         found[part] = arms
         asked = questions.answers(setting, found)
         told = (
-            "positions" if part == "equal_flops" else {"lengths": "equal_flops", "longer": "equal_loss"}.get(part, part)
+            "positions"
+            if part == "equal_flops"
+            else {"lengths": "equal_flops", "longer": "equal_loss", "longest": "equal_loss"}.get(part, part)
         )
         assert told in asked
     assert json.loads(json.dumps(asked)) == RESULT["answers"]
@@ -109,7 +111,7 @@ def test_the_gpu_s_setting_at_a_toy_size(tmp_path: Path, shards: Path) -> None:
     names = ("tuned", "equal_flops", "positions", "equal_loss", "equal_data")
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in names))
-    words = [tmp_path / "small.yaml", "--page", page, "--out", tmp_path / "small.json", "--runs", tmp_path / "runs"]
+    words = [tmp_path / "small.yaml", "--pages", page, "--out", tmp_path / "small.json", "--runs", tmp_path / "runs"]
     command = [sys.executable, "benchmarks/evidence.py", *words, "--devices", "cpu:1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
