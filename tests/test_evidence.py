@@ -14,14 +14,14 @@ import yaml
 from tests.conftest import ROOT
 
 SETTINGS = [ROOT / "benchmarks" / "evidence" / f"{name}.yaml" for name in ("cpu", "gpu", "toy")]
-PAGE = (ROOT / "docs" / "evidence.md").read_text()
+PAGE, TABLES = ((ROOT / "docs" / name).read_text() for name in ("evidence.md", "evidence_tables.md"))
 RESULT = json.loads((ROOT / "benchmarks" / "results" / "evidence_cpu.json").read_text())
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_page_quotes_the_result_file() -> None:
+def test_the_pages_quote_the_result_file() -> None:
     for name, content in RESULT["tables"].items():
-        assert f"<!-- {name} -->\n{content}\n<!-- end -->" in PAGE
+        assert f"<!-- {name} -->\n{content}\n<!-- end -->" in PAGE + TABLES
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", PAGE):
         assert (ROOT / "docs" / picture).exists()
 
@@ -31,6 +31,8 @@ def test_the_headline_is_the_result_s() -> None:
     assert asked["steps"] == RESULT["setting"]["steps"] and asked["baseline"]["n"] == len(RESULT["setting"]["seeds"])
     assert f"{asked['baseline']['mean']:.3f}" in README and f"{asked['tst']['mean']:.3f}" in README
     assert f"{asked['difference']['mean']:+.3f}" in README
+    (speed,) = (each for each in RESULT["answers"]["equal_loss"] if each["steps"] == asked["steps"])
+    assert f"{speed['speedup']['mean']:.2f} times the compute" in README and speed["speedup"]["pairs"] == speed["seeds"]
 
 
 def test_each_arm_was_tuned_over_the_same_grid_with_a_seed_of_its_own() -> None:
