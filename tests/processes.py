@@ -103,7 +103,7 @@ def free_port() -> int:
     """A port of this machine that no one listens at, nor will before it is used: the system hands out higher ones, and each
     of the tests' own processes takes its from a range of its own.
     """
-    first = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12)
     for port in random.Random().sample(range(first, first + 1_000), 1_000):
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))

@@ -1,8 +1,15 @@
 """What `tst fit` says before processes would wait in silence for others that nobody starts."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
+
+from tst_lightning.commands.launch import _PatientObserver
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 SLURM |= {"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
@@ -56,3 +63,9 @@ def test_one_device_in_a_job_of_several_tasks_trains(fit: Any, monkeypatch: pyte
     for name, value in (SLURM | {"SLURM_NTASKS": "2"}).items():
         monkeypatch.setenv(name, value)
     assert fit(trainer__devices=1, trainer__max_steps=5)[0] == 0
+
+
+def test_of_those_left_when_the_first_process_ends_one_that_hangs_is_killed() -> None:
+    ends, hangs = (subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({t})"]) for t in (0, 300))
+    _PatientObserver(os.getpid(), [ends, hangs])._end_others(time.monotonic() + 3)
+    assert (ends.wait(), hangs.wait()) == (0, -signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ import yaml
 from tests.conftest import tiny_config
 from tests.processes import Command
 from tst_lightning.__main__ import main
+from tst_lightning.commands.run_folder import mark_finished
 from tst_lightning.commands.run_lock import locked
 from tst_lightning.errors import ConfigError
 
@@ -71,3 +73,24 @@ def test_what_another_process_writes_at_that_moment_stays(
     code, said = fit("run")
     assert code == 2 and "another process is training" in said
     assert beside.exists()
+
+
+def test_a_run_about_to_say_that_it_is_finished_is_left_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "run.json"
+    record.write_text('{"status": "running"}')
+
+    def held(*_: object) -> None:
+        raise BlockingIOError
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="another process is training"):
+        patch.setattr(fcntl, "lockf", held)
+        mark_finished(tmp_path, 20)
+    assert record.read_text() == '{"status": "running"}'
+    mark_finished(tmp_path, 20)
+    assert json.loads(record.read_text()) == {"status": "finished", "step": 20}
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: (tmp_path / ".lock").unlink())
+    with pytest.raises(ConfigError, match="another process"), locked(tmp_path):
+        pass

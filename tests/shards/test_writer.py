@@ -36,7 +36,7 @@ def test_the_smallest_dtype_that_holds_every_id(tmp_path, vocab_size, dtype):
     assert block.dtype == getattr(torch, dtype)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     lengths=st.lists(st.one_of(st.integers(0, 20), st.integers(400, 1600)), min_size=1, max_size=12).filter(any),
     chunk_bytes=st.integers(1024, 1100),

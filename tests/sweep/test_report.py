@@ -12,11 +12,12 @@ from matplotlib import image
 from tests.sweep.plans import SEED, SHARE, SIZE, finish, plan_of
 from tests.sweep.test_surface import LR, setting
 from tst_lightning.compare.units import flops_text
+from tst_lightning.errors import RunError
 from tst_lightning.published import Cell, load_grids
-from tst_lightning.sweep import chart
+from tst_lightning.sweep import chart, report
 from tst_lightning.sweep.chart import draw_chart
 from tst_lightning.sweep.figure import draw_surface
-from tst_lightning.sweep.records import Ending, write_ending
+from tst_lightning.sweep.records import Ending, locked, write_ending
 from tst_lightning.sweep.report import table, write_report
 from tst_lightning.sweep.surface import Surface, agreement
 
@@ -178,3 +179,10 @@ def test_surfaces_with_gaps_are_drawn(losses: dict[Cell, float], baseline: float
 def test_charts_of_anything_are_drawn(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chart, "_MOST_LINES", 2)  # beyond which each setting has a row
     assert_drawn(draw_chart([setting(keys, *losses) for keys, losses in settings], setting({}, 3.0, baseline=True)))
+
+
+def test_workers_that_end_at_once_write_one_after_the_other(grid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_PATIENCE_SECONDS", 0.1)
+    with locked(grid.out), pytest.raises(RunError, match="another process has been writing the report"):
+        write_report(grid)
+    assert write_report(grid).names("finished")

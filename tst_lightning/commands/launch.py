@@ -1,6 +1,8 @@
 """How the processes of a run come together: what a launcher was not told is said at once, before they wait in silence."""
 
+import atexit
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -67,13 +69,22 @@ def _check_address(nodes: int) -> None:
 
 
 class _PatientObserver(subprocess_script._ChildProcessObserver):
-    """Lightning's, which kills the first process within 5 s of another's end. It may be writing the last checkpoint then,
-    or saying why the run ended, and ends by itself; only one that hangs is to be killed.
+    """Lightning's, which kills the first process and the others within 5 s of one's end. They may be writing the last
+    checkpoint then, or saying why the run ended, and end by themselves; only one that hangs is to be killed.
     """
 
     def _terminate_all(self) -> None:
+        end = time.monotonic() + LAST_WAIT_SECONDS + 10
+        atexit.register(self._end_others, end)  # this thread ends with the first process
         time.sleep(LAST_WAIT_SECONDS + 10)
         super()._terminate_all()
+
+    def _end_others(self, end: float) -> None:
+        for process in self._child_processes:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def let_the_first_process_end() -> None:

@@ -1,9 +1,11 @@
 """One process at a time trains in a run's folder."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from lightning.pytorch import Trainer
 
@@ -30,6 +32,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     with open(run_dir / LOCK, "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_in_place(file):
+                raise BlockingIOError  # another one's failed start removed it at this moment
         except (BlockingIOError, PermissionError) as error:
             raise ConfigError(
                 f"another process is training in '{run_dir}'; wait for its end, stop it, or name another --run_dir"
@@ -59,8 +63,9 @@ def trained_in(run_dir: Path, trainer: Trainer, step: int) -> Iterator[None]:
     Raises:
         ConfigError: another process is training there.
     """
-    before = {run_dir, *run_dir.rglob("*")} if run_dir.exists() else set()
+    ours = {path for path in (run_dir, run_dir / LOCK) if not path.exists()}
     with locked(run_dir):
+        before = {run_dir, *run_dir.rglob("*")} - ours
         try:
             yield
         except BaseException:
@@ -69,6 +74,13 @@ def trained_in(run_dir: Path, trainer: Trainer, step: int) -> Iterator[None]:
                 with suppress(OSError):
                     _remove({run_dir, *run_dir.rglob("*")} - before, run_dir, logs)
             raise
+
+
+def _is_in_place(file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 
 def _remove(new: set[Path], run_dir: Path, logs: list[Path]) -> None:

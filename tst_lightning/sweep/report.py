@@ -12,6 +12,7 @@ import yaml
 
 from tst_lightning import __version__
 from tst_lightning.compare.units import flops_text
+from tst_lightning.errors import RunError
 from tst_lightning.published import SOURCE
 from tst_lightning.sweep.cases import labels, value_text
 from tst_lightning.sweep.plan import Plan
@@ -32,6 +33,7 @@ from tst_lightning.whole_file import write_whole
 
 RESULT_FILE, SURFACE_FILE, CHART_FILE, BEST_FILE = "sweep.json", "surface.png", "loss.png", "best.yaml"
 _WIDTH = 100
+_PATIENCE_SECONDS = 60
 OPTIMISTIC = (
     "The best of a sweep is optimistic: it was chosen by the same validation split that its loss is of. Confirm it with"
     " fresh seeds before you quote it."
@@ -66,10 +68,15 @@ def write_report(plan: Plan) -> Report:
         plan: the sweep, finished or not.
 
     Raises:
-        RunError: a record is damaged.
+        RunError: a record is damaged, or another process holds the sweep's folder for long.
         OSError: a file can't be read or written.
     """
-    with locked(plan.out, patience=math.inf):
+    with locked(plan.out, patience=_PATIENCE_SECONDS) as held:
+        if held is None:
+            raise RunError(
+                f"another process has been writing the report in '{plan.out}' for {_PATIENCE_SECONDS} s; when it has ended,"
+                " give the same command again"
+            )
         return _write(plan)
 
 
