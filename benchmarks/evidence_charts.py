@@ -39,7 +39,7 @@ def draw_evidence(document: Mapping[str, Any], path: Path) -> None:
     seeds = len(parts["equal_flops"]["tst"])
     curves.set_title(f"Loss over compute, {seeds} seeds and their mean; x: whole runs of other lengths", fontsize=10)
     curves.legend(frameon=False, loc="upper right")
-    _differences(lengths, document["answers"]["equal_flops"])
+    _differences(lengths, document["answers"])
     for axes in (curves, lengths):
         axes.grid(axis="y", color=LIGHT.faint)
         axes.set_axisbelow(True)
@@ -61,19 +61,29 @@ def _top(document: Mapping[str, Any]) -> float:
     return max(ends) + 0.7
 
 
-def _differences(axes: Any, asked: Mapping[str, Any]) -> None:
+def _differences(axes: Any, answers: Mapping[str, Any]) -> None:
+    """TST less the baseline at each length; hollow, less the baseline at another setting than its tuned one."""
     axes.axhline(0, color=BASELINE, linewidth=1)
-    for each in asked.values():
+    for length, each in answers["equal_flops"].items():
         at = each["positions"] / each["parameters"]
-        found = each["difference"]
-        if found["ci"]:
-            axes.plot([at, at], found["ci"], color=TST, linewidth=2, alpha=0.5)
-        axes.plot(at, found["mean"], "o", color=TST, markersize=7)
+        _interval(axes, at, each["difference"], markerfacecolor=TST)
         pairs = [each["tst"]["by_seed"][seed] - loss for seed, loss in each["baseline"]["by_seed"].items()]
         axes.plot([at] * len(pairs), pairs, "_", color=LIGHT.text, markersize=8)
+        for name, arm in answers.get("baseline_also", {}).get(length, {}).items():
+            if name not in COLOURS:
+                found = arm["to_tst"]
+                ci = found["ci"] and [-end for end in found["ci"]]
+                _interval(axes, at + 0.8, {"mean": -found["mean"], "ci": ci}, markerfacecolor="white")
     axes.set_xlim(left=0)
     axes.set_xlabel("positions a parameter")
-    axes.set_title("TST less baseline at equal FLOPs, nats\n(mean, 95% over seeds; -: seeds)", fontsize=10)
+    hollow = "; hollow: baseline's other setting" if "baseline_also" in answers else ""
+    axes.set_title(f"TST less baseline at equal FLOPs, nats\n(mean, 95%; -: seeds{hollow})", fontsize=10)
+
+
+def _interval(axes: Any, at: float, found: Mapping[str, Any], **marker: Any) -> None:
+    if found["ci"]:
+        axes.plot([at, at], found["ci"], color=TST, linewidth=2, alpha=0.5)
+    axes.plot(at, found["mean"], "o", color=TST, markersize=7, **marker)
 
 
 def draw_gain(document: Mapping[str, Any], path: Path) -> None:
