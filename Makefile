@@ -28,7 +28,7 @@ quickstart: $(MARK)  ## prepare real text, train the baseline and TST, compare t
 	@echo "tensorboard  $(BIN)/tensorboard --logdir $(RUNS)"
 	@echo "checkpoints  $(RUNS)/baseline/checkpoints  $(RUNS)/tst/checkpoints"
 
-test: $(MARK)  ## run the tests (about 8 minutes on two cores, no GPU, no network)
+test: $(MARK)  ## run the tests (about 9 minutes on two cores, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(MARK)  ## formatting, lint, types
