@@ -138,24 +138,38 @@ def errors(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
 
 
+class WaitAt(Callback):
+    """Each rank says that it has come to a step, between two checkpoints, and goes on when it is told to."""
+
+    def __init__(self, step: int, folder: str) -> None:
+        self.step, self.folder = step, Path(folder)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            (self.folder / f"waiting-{trainer.global_rank}").touch()
+            while not (self.folder / "go").exists():
+                time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_other_one(tmp_path: Path, shards: Path, rank: int) -> None:
     long = {"trainer__max_steps": 2000, "trainer__val_check_interval": 20}
-    process = start_two(tmp_path, shards, **long)
-    while not (tmp_path / "two" / "checkpoints" / "last.ckpt").exists():
+    spec = json.dumps({"class_path": f"{__name__}.WaitAt", "init_args": {"step": 25, "folder": str(tmp_path)}})
+    process = start_two(tmp_path, shards, f"--trainer.callbacks+={spec}", **long)
+    while not all((tmp_path / f"waiting-{each}").exists() for each in (0, 1)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill((process.pid, int(child))[rank], signal.SIGKILL)
+    (tmp_path / "go").touch()
     # Until the survivor has closed its end of stderr as well. A busy machine takes its time.
     _, err = process.communicate(timeout=60)
     (said,) = errors(err)
     assert "another process of the run ended" in said and "--ckpt_path last" in said
     assert process.returncode == (-signal.SIGKILL if rank == 0 else 1)
-    step = read_step(tmp_path / "two" / "checkpoints" / "last.ckpt")
-    assert step and step % 20 == 0
+    assert set(steps(tmp_path / "two").values()) == {20}
 
 
 class RaiseOn(Callback):

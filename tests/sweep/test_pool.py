@@ -107,14 +107,17 @@ def test_a_run_that_another_process_holds_is_left_out(
 
 def test_a_signal_is_handed_on_and_stopped_runs_wait(tmp_path: Path, run: Any) -> None:
     plan = plan_of(tmp_path, {"loss": 3.0, "wait": 1}, {"loss": 2.0})
-    before = signal.getsignal(signal.SIGTERM)
+    own = signal.signal(signal.SIGTERM, ours := lambda *_: None)
     threading.Thread(target=lambda: (until(started(plan)), stop())).start()
-    with pytest.raises(Stopped) as stopped:
-        run(plan)
+    try:
+        with pytest.raises(Stopped) as stopped:
+            run(plan)
+    finally:
+        after = signal.signal(signal.SIGTERM, own)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     assert {status for status, _ in statuses(plan).values()} == {"waiting"}
     assert not is_held(plan.run_dir(plan.cases[0]))
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert after is ours
 
 
 def test_a_second_signal_kills(tmp_path: Path, run: Any) -> None:
