@@ -1,9 +1,10 @@
 """The LM head and its loss alone, forwards and backwards: seconds and memory over vocabulary and bag size.
 
-Ours beside what others write: one cross-entropy on whole logits (one target, the ordinary one), the paper's s of them,
-patch-level training's one log-softmax with s gathers, and PyTorch's own chunked ``F.linear_cross_entropy`` (one target).
-All take the same hidden states, head and targets, in turn within a round, the order shuffled; the first round is not
-counted. Memory is the peak resident set (on a GPU the peak allocated) during a call over that just before.
+Ours, step by step and compiled (as by ``model.compile``), beside what others write: one cross-entropy on whole logits (one
+target, the ordinary one), the paper's s of them, patch-level training's one log-softmax with s gathers, and PyTorch's own
+chunked ``F.linear_cross_entropy`` (one target). All take the same hidden states, head and targets, in turn within a round,
+the order shuffled; the first round is not counted. Memory is the peak resident set (on a GPU the peak allocated) during a
+call over that just before.
 
 Beside them stands the floor: the three matrix products that no LM head does without, timed alone in each round, and the
 bytes that must move at least (states, head, their gradients, each once) at the measured speed of a copy.
@@ -17,6 +18,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,13 @@ Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def ours(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def ours(hidden: Tensor, head: Tensor, targets: Tensor, compiled: bool = False) -> Tensor:
     weights = bag_weights("uniform", targets.shape[1]).to(hidden.device)
-    return multi_hot_cross_entropy(hidden, head, targets, weights).mean
+    return multi_hot_cross_entropy(hidden, head, targets, weights, compiled=compiled).mean
 
 
-def ours_one_label(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return next_token_cross_entropy(hidden, head, targets[:, 0]).mean
+def ours_one_label(hidden: Tensor, head: Tensor, targets: Tensor, compiled: bool = False) -> Tensor:
+    return next_token_cross_entropy(hidden, head, targets[:, 0], compiled=compiled).mean
 
 
 def whole_logits(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -62,10 +64,20 @@ def torch_chunked(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 def arms(bags: list[int]) -> dict[tuple[str, int], Call]:
     """(name, bag size) to a loss of (N, d) states, a (V, d) head and (N, s) targets."""
-    found: dict[tuple[str, int], Call] = {("ours, one label", 1): ours_one_label, ("whole logits", 1): whole_logits}
+    found: dict[tuple[str, int], Call] = {
+        ("ours, one label", 1): ours_one_label,
+        ("ours compiled, one label", 1): partial(ours_one_label, compiled=True),
+        ("whole logits", 1): whole_logits,
+    }
     if hasattr(F, "linear_cross_entropy"):  # PyTorch 2.13
         found["torch chunked", 1] = torch_chunked
-    for name, call in (("ours", ours), ("paper listing", paper_listing), ("patch-level", patch_level)):
+    kinds: dict[str, Call] = {
+        "ours": ours,
+        "ours compiled": partial(ours, compiled=True),
+        "paper listing": paper_listing,
+        "patch-level": patch_level,
+    }
+    for name, call in kinds.items():
         found |= {(name, bag): call for bag in bags}
     return found
 
@@ -173,7 +185,7 @@ def main() -> None:
         print(f"{1e3 * least['bytes_seconds']:.0f} ms to move the bytes")
         for row in mine:
             print(
-                f"  {row['name']:<16} s {row['bag_size']:>2}  {1e3 * row['seconds_median']:8.0f} ms"
+                f"  {row['name']:<24} s {row['bag_size']:>2}  {1e3 * row['seconds_median']:8.0f} ms"
                 f"  x{row['ratio_to_one_label']:.3f}  {row['peak_memory_bytes'] / 2**20:8.0f} MiB"
             )
     if options.out:

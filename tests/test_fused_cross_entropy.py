@@ -1,5 +1,7 @@
 """The fused head and loss against readable references: chunks, ignored targets, half precision, autocast, compilation."""
 
+import functools
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +11,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tst_lightning import fused_cross_entropy as fused
+from tst_lightning import losses
 from tst_lightning.bags import bag_weights
 from tst_lightning.losses import IGNORED, LossSum, bag_mass_cross_entropy, multi_hot_cross_entropy
 
 Loss = Callable[[Tensor, Tensor, Tensor], LossSum]
 
 
-def multi_hot(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
-    return multi_hot_cross_entropy(hidden, head, targets, bag_weights("power_law", targets.shape[1]), softcap)
+def multi_hot(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, **more: Any) -> LossSum:
+    return multi_hot_cross_entropy(hidden, head, targets, bag_weights("power_law", targets.shape[1]), softcap, **more)
 
 
 def readable_multi_hot(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,13 +41,29 @@ def readable_bag_mass(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(parts).sum(), torch.tensor(float(len(parts)), dtype=torch.float64)
 
 
-LOSSES = [(multi_hot, readable_multi_hot), (bag_mass_cross_entropy, readable_bag_mass)]
+def compiled(loss: Callable[..., LossSum]) -> Callable[..., LossSum]:
+    @functools.wraps(loss)
+    def of_compiled_chunks(*arguments: Any, **more: Any) -> LossSum:
+        return loss(*arguments, **more, compiled=True)
+
+    return of_compiled_chunks
+
+
+LOSSES = [
+    (multi_hot, readable_multi_hot),
+    (bag_mass_cross_entropy, readable_bag_mass),
+    pytest.param(compiled(multi_hot), readable_multi_hot, id="multi_hot-compiled"),
+    pytest.param(compiled(bag_mass_cross_entropy), readable_bag_mass, id="bag_mass-compiled"),
+]
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, the last one shorter."""
+    """Several chunks, the last one shorter; compiled ones by all but the compiler itself, which takes its time."""
     monkeypatch.setitem(fused._CHUNK_ROWS, "cpu", 4)
+    torch._dynamo.reset()
+    traced = torch.compile(fused._chunk, fullgraph=True, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(fused, "_compiled_chunk", lambda: traced)
 
 
 def case(n: int = 11, d: int = 6, vocabulary: int = 17, s: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -210,6 +230,47 @@ def test_compiles_as_one_graph(autocast: bool) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(found, (hidden, head)), torch.autograd.grad(plain, (hidden, head)), rtol=1e-2, atol=1e-3
     )
+
+
+def test_compiled_in_half_precision_nothing_wide_is_kept() -> None:
+    """The graph that is compiled gives its products what they read in their own dtype, from s places written over."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    hidden, head, targets = case(4, dtype=torch.float32)
+    traced = torch.compile(fused._chunk, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=keep))
+    with torch.no_grad():
+        grad_head = torch.zeros_like(head)
+        traced(hidden.bfloat16(), head.bfloat16(), targets, torch.ones(4), grad_head, losses._multi_hot, None, True)
+    (graph,) = graphs
+    scatters = [node for node in graph.graph.nodes if "scatter" in str(node.target)]
+    assert [node.target for node in scatters] == [torch.ops.aten.scatter.src]
+    assert scatters[0].meta["val"].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_chunks_give_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real compiler: a graph for each shape of chunk, and none for those that come again."""
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setitem(fused._CHUNK_ROWS, "cpu", 128)
+    hidden, head, targets = case(300, 32, 500, dtype=torch.float32)
+    for autocast in (False, True):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                plain, found = multi_hot(hidden, head, targets), multi_hot(hidden, head, targets, compiled=True)
+            torch.testing.assert_close(found.total, plain.total)
+            torch.testing.assert_close(found.parts, plain.parts, rtol=1e-5, atol=1e-5)
+            for a, b in zip(*(torch.autograd.grad(loss.mean, (hidden, head)) for loss in (found, plain)), strict=True):
+                assert relative_error(a, b.double()) < (2**-8 if autocast else 1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # whole and last chunk, in each dtype
 
 
 @pytest.mark.gpu

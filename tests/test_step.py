@@ -102,8 +102,9 @@ def test_compiled_layers_train_the_same_model(fit: Any, tiny_run: Path, tmp_path
         for folder in (tiny_run, tmp_path / "compiled")
     )
     assert plain.keys() == compiled.keys()
-    # One graph for training, from the first step on, and one for the validation after step 5; the switch at 10 adds none.
-    assert SAID == [1] * 5 + [2] * 15
+    # For training one graph of the layers and one of the loss of bags, and one of the layers for the validation after step
+    # 5; the switch at 10 adds the loss of single tokens.
+    assert SAID == [2] * 5 + [3] * 5 + [4] * 10
 
 
 @pytest.mark.slow

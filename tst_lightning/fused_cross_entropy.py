@@ -9,6 +9,8 @@ Shapes: N positions, C of them a chunk, s targets a position, d residual width, 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ def fused_cross_entropy(
     objective: Objective,
     softcap: float | None = None,
     rows: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores hidden states through the LM head.
 
@@ -50,6 +53,8 @@ def fused_cross_entropy(
         softcap: c of logits ``c * tanh(z / c)`` in place of ``z`` (Gemma 2, arXiv 2408.00118), at the cost of more passes
             over the vocabulary and a second chunk of logits; None leaves them as they are.
         rows: positions a chunk; None takes the device's default.
+        compiled: have a chunk compiled by torch.compile, once a shape, where gradients are taken: fewer passes over the
+            vocabulary, and in half precision no float32 numbers of its width in memory. Scoring alone is as it was.
 
     Returns:
         The losses' sum in nats, a scalar with gradients (first ones only); without, each position's loss (N,) and how
@@ -60,7 +65,7 @@ def fused_cross_entropy(
     differentiate = torch.is_grad_enabled()
     rows = rows or chunk_rows(hidden.device.type)
     return _FusedCrossEntropy.apply(
-        hidden, head, targets, weights.to(wide), objective, softcap, dtype, wide, differentiate, rows
+        hidden, head, targets, weights.to(wide), objective, softcap, dtype, differentiate, rows, compiled
     )
 
 
@@ -89,49 +94,102 @@ def in_one_chunk() -> Iterator[None]:
         _CHUNK_ROWS.update(kept)
 
 
+def _chunk(
+    states: Tensor,
+    matrix: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    grad_head: Tensor | None,
+    objective: Objective,
+    softcap: float | None,
+    for_states: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores a chunk and takes its gradients.
+
+    Args:
+        states: (C, d) in the products' dtype.
+        matrix: (V, d) in the products' dtype.
+        targets: (C, s) ids.
+        weights: (s,) in float32 or wider, as everything between the products is.
+        grad_head: (V, d) that the head's gradient is added to; None where it is not wanted.
+        objective: as for :func:`fused_cross_entropy`.
+        softcap: likewise.
+        for_states: whether the states' gradient is wanted.
+
+    Returns:
+        (C,) losses, (C,) how much of each was scored, and the states' (C, d) gradient or None.
+    """
+    dtype, wide = states.dtype, weights.dtype
+    shown = targets != IGNORED
+    ids = targets.where(shown, 0)
+    logits = states @ matrix.T
+    capped = None
+    if softcap is not None:
+        capped = logits.to(wide).div_(softcap).tanh_()
+        logits = capped * softcap
+    log_probs = torch.log_softmax(logits, -1, dtype=wide)
+    del logits
+    losses, slopes = objective(log_probs.gather(1, ids), ids, weights * shown)
+    mass = -slopes.sum(1, keepdim=True)
+    if grad_head is None and not for_states:
+        return losses, mass.squeeze(1), None
+    # d loss / d logits = mass * probabilities + slopes at the targets. The mass is left to the narrow sides of the
+    # products below: it is 1 but for ignored targets, and V-wide it would cost a pass.
+    slopes = slopes / mass.clamp_min(torch.finfo(wide).tiny)
+    by_logits = _add_slopes(log_probs, ids, slopes, capped, dtype)
+    del log_probs, capped
+    grad_states = mass * (by_logits @ matrix) if for_states else None
+    if grad_head is not None:
+        states = (mass * states).to(dtype)
+        if dtype == wide:  # in place, by the name that PyTorch's FLOP counter knows
+            torch.addmm(grad_head, by_logits.T, states, out=grad_head)
+        else:
+            grad_head += by_logits.T @ states
+    return losses, mass.squeeze(1), grad_states
+
+
+def _add_slopes(log_probs: Tensor, ids: Tensor, slopes: Tensor, capped: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Probabilities plus the slopes at the targets, through the bound of the logits: (C, V) in the products' dtype."""
+    if not torch.compiler.is_compiling():  # step by step, in the memory of the log-probabilities
+        probs = log_probs.exp_().scatter_add_(1, ids, slopes)
+        if capped is not None:
+            probs.mul_(capped.square_().neg_().add_(1))  # the derivative of the tanh
+        return probs.to(dtype)
+    # One pass from logits to what the products read, and then s places of a row written over. Adding to them would need
+    # them wide, and so all. A target that a bag holds several times is given the same number several times.
+    alike = ids[:, :, None] == ids[:, None, :]
+    at_targets = log_probs.gather(1, ids).exp() + (alike * slopes[:, None, :]).sum(2)
+    probs = log_probs.exp()
+    if capped is not None:
+        steepness = 1 - capped.square()
+        probs, at_targets = probs * steepness, at_targets * steepness.gather(1, ids)
+    return probs.to(dtype).scatter(1, ids, at_targets.to(dtype))
+
+
+@cache
+def _compiled_chunk() -> Callable[..., Any]:
+    # Not on import, which would bring the compiler with it.
+    return torch.compile(_chunk, fullgraph=True, dynamic=False)
+
+
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, head, targets, weights, objective, softcap, dtype, wide, differentiate, rows
+        ctx, hidden, head, targets, weights, objective, softcap, dtype, differentiate, rows, compiled
     ) -> tuple[Tensor, Tensor, Tensor]:
         for_hidden, for_head = (needed and differentiate for needed in ctx.needs_input_grad[:2])
-        matrix = head.to(dtype)
+        chunk = _compiled_chunk() if compiled and (for_hidden or for_head) else _chunk
+        matrix, wide = head.to(dtype), weights.dtype
         losses, scored = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         grad_head = torch.zeros_like(head, dtype=wide) if for_head else None
         for begin in range(0, len(hidden), rows):
             part = slice(begin, begin + rows)
-            states, ids = hidden[part].to(dtype), targets[part]
-            shown = ids != IGNORED
-            ids = ids.where(shown, 0)
-            logits = states @ matrix.T
-            if softcap is not None:
-                capped = logits.to(wide).div_(softcap).tanh_()
-                logits = capped * softcap
-            log_probs = torch.log_softmax(logits, -1, dtype=wide)
-            del logits
-            losses[part], slopes = objective(log_probs.gather(1, ids), ids, weights * shown)
-            mass = -slopes.sum(1, keepdim=True)
-            scored[part] = mass.squeeze(1)
-            if not (for_hidden or for_head):
-                continue
-            # d loss / d logits = mass * probabilities + slopes at the targets. The mass is left to the narrow sides of the
-            # products below: it is 1 but for ignored targets, and V-wide it would cost a pass.
-            slopes = slopes / mass.clamp_min(torch.finfo(wide).tiny)
-            probs = log_probs.exp_().scatter_add_(1, ids, slopes)
-            if softcap is not None:
-                probs.mul_(capped.square_().neg_().add_(1))  # the derivative of the tanh
-                del capped
-            probs = probs.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = mass * (probs @ matrix)
-            if grad_head is not None:
-                states = (mass * states).to(dtype)
-                if dtype == wide:  # in place, by the name that PyTorch's FLOP counter knows
-                    torch.addmm(grad_head, probs.T, states, out=grad_head)
-                else:
-                    grad_head += probs.T @ states
-            del log_probs, probs  # or they would stand beside the next chunk's logits
+            losses[part], scored[part], grad_states = chunk(
+                hidden[part].to(dtype), matrix, targets[part], weights, grad_head, objective, softcap, for_hidden
+            )
+            if grad_hidden is not None and grad_states is not None:
+                grad_hidden[part] = grad_states
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         ctx.mark_non_differentiable(losses, scored)
         return losses.sum(), losses, scored

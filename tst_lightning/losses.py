@@ -65,7 +65,7 @@ class LossSum:
 
 
 def multi_hot_cross_entropy(
-    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float | None = None
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, softcap: float | None = None, compiled: bool = False
 ) -> LossSum:
     """Cross-entropy of each position against a weighted bag of targets.
 
@@ -80,15 +80,18 @@ def multi_hot_cross_entropy(
         targets: (N, s) ids; an ``IGNORED`` one counts neither in the sum nor, by its weight, in the count.
         weights: (s,) summing to 1, on the device of the hidden states.
         softcap: of the logits, as for :func:`fused_cross_entropy`.
+        compiled: likewise.
 
     Returns:
         A part a position, in nats.
     """
-    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _multi_hot, softcap)
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _multi_hot, softcap, compiled=compiled)
     return LossSum(total, losses, scored.sum())
 
 
-def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
+def bag_mass_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, compiled: bool = False
+) -> LossSum:
     """How little probability the bag's tokens have together: the paper's MCE-alt.
 
     ``loss = logsumexp(z) - logsumexp(z over the distinct tokens of the bag)`` (arXiv 2605.06546). Order and
@@ -99,16 +102,19 @@ def bag_mass_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softca
         head: (V, d) LM-head weight.
         targets: (N, s) ids; ``IGNORED`` ones are not of the bag.
         softcap: of the logits, as for :func:`fused_cross_entropy`.
+        compiled: likewise.
 
     Returns:
         A part a position, in nats; the count is of bags with at least one token.
     """
     weights = hidden.new_ones(targets.shape[1])
-    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _bag_mass, softcap)
+    total, losses, scored = fused_cross_entropy(hidden, head, targets, weights, _bag_mass, softcap, compiled=compiled)
     return LossSum(total, losses, scored.sum())
 
 
-def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None) -> LossSum:
+def next_token_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, softcap: float | None = None, compiled: bool = False
+) -> LossSum:
     """Ordinary cross-entropy.
 
     Args:
@@ -116,11 +122,12 @@ def next_token_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, soft
         head: (V, d) LM-head weight.
         targets: (N,) ids; ``IGNORED`` ones are not scored.
         softcap: of the logits, as for :func:`fused_cross_entropy`.
+        compiled: likewise.
 
     Returns:
         A part a position, in nats.
     """
-    return multi_hot_cross_entropy(hidden, head, targets[:, None], hidden.new_ones(1), softcap)
+    return multi_hot_cross_entropy(hidden, head, targets[:, None], hidden.new_ones(1), softcap, compiled)
 
 
 def _multi_hot(log_probs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

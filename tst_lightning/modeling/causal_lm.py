@@ -46,6 +46,7 @@ class CausalLM(nn.Module):
     Attributes:
         routers: of a mixture of experts; None of a dense model.
         logit_transform: what the architecture does to its logits.
+        compiled: whether losses are to compile their arithmetic, where they are trained on.
         extra_head: beside the Hugging Face model, for training alone; None unless :meth:`equip` gave it.
     """
 
@@ -54,6 +55,7 @@ class CausalLM(nn.Module):
         self.lm = lm
         self.routers = Routers.of(lm)
         self.logit_transform = LogitTransform.of(lm.config)
+        self.compiled = False
         self.extra_head: ExtraHead | None = None
 
     def equip(self, phases: Iterable["PhaseStrategy"]) -> None:

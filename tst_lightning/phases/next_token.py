@@ -48,4 +48,5 @@ class NextTokenByPosition(NextTokenPhase):
 
 
 def _by_position(model: "CausalLM", hidden: Tensor, tokens: Tensor, ahead: int) -> LossSum:
-    return next_token_cross_entropy(hidden.flatten(0, 1), model.head, tokens[:, 1 + ahead :].flatten(), model.softcap)
+    targets = tokens[:, 1 + ahead :].flatten()
+    return next_token_cross_entropy(hidden.flatten(0, 1), model.head, targets, model.softcap, model.compiled)

@@ -92,10 +92,10 @@ class SuperpositionPhase(PhaseStrategy):
         """
         rows, hidden, targets = len(hidden), hidden.flatten(0, 1), targets.flatten(0, 1)
         if self.objective == "bag_mass":
-            loss = bag_mass_cross_entropy(hidden, model.head, targets, model.softcap)
+            loss = bag_mass_cross_entropy(hidden, model.head, targets, model.softcap, model.compiled)
         else:
             weights = self._weights_on(hidden.device)
-            loss = multi_hot_cross_entropy(hidden, model.head, targets, weights, model.softcap)
+            loss = multi_hot_cross_entropy(hidden, model.head, targets, weights, model.softcap, model.compiled)
         return loss.by_row(rows)
 
     def _weights_on(self, device: torch.device) -> Tensor:
