@@ -16,8 +16,6 @@ equal; lost if a start refused, hung, or went back further; mismatched if its ru
 import argparse
 import itertools
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -26,12 +24,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from equal_ends import compare
 from killed_start import INTERVAL, PATIENCE, ROOT, STEPS, SWITCH, Aim, Place, Start, finish
+from provenance import hardware, source
 
 
 @dataclass(frozen=True)
@@ -147,21 +145,6 @@ def run_killed(
     raise AssertionError("the last start has no aim")
 
 
-def facts() -> dict[str, Any]:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    cpu = Path("/proc/cpuinfo")
-    model = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if "model name" in line]
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed_files": len(git("status", "--porcelain").splitlines()),
-        "hardware": f"{os.cpu_count()} CPU cores, {model[0] if model else platform.machine()}, one thread a process",
-        "versions": {name: version(name) for name in ("torch", "lightning", "litdata", "transformers")}
-        | {"python": platform.python_version()},
-    }
-
-
 def summary(runs: list[dict[str, Any]]) -> dict[str, int]:
     results = Counter(kill["result"] for run in runs for kill in run["kills"])
     counts = {name: results[name] for name in ("survived", "lost", "mismatched")}
@@ -223,7 +206,12 @@ def main() -> int:
             counts = summary(runs) | {"seconds": round(time.monotonic() - begin)}
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                document = {"summary": counts, "seed": options.seed, **facts(), "runs": runs}
+                document = {
+                    "summary": counts,
+                    "seed": options.seed,
+                    **source() | {"hardware": hardware(1)},
+                    "runs": runs,
+                }
                 options.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(counts))
     return 0 if counts["survived"] == counts["kills"] and not counts["refused"] else 1

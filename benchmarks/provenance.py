@@ -3,19 +3,41 @@
 import os
 import platform
 import subprocess
+import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "lightning", "litdata", "transformers")
 
 
-def git(*words: str) -> str:
-    """What git prints in this repository, "" where there is none."""
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def git(*words: str) -> str | None:
+    """What git prints in this repository; None where there is no repository, or no git."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
+
+
+def commit() -> str | None:
+    """The commit of these sources; for a copy of them without its repository, what the variable COMMIT says."""
+    return git("rev-parse", "HEAD") or os.environ.get("COMMIT")
+
+
+def changed_files() -> int | None:
+    """How many files differ from the commit; None where nothing says so."""
+    status = git("status", "--porcelain")
+    return None if status is None else len(status.splitlines())
+
+
+@cache
+def gpu_name() -> str:
+    """The GPU's product name, asked in another process: opened in this one, it would keep some of its memory."""
+    ask = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+    return subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def hardware(threads: int, device: str = "cpu") -> str:
@@ -23,12 +45,12 @@ def hardware(threads: int, device: str = "cpu") -> str:
 
     Args:
         threads: of one process.
-        device: "cuda" names the GPU too, and so opens it in this process.
+        device: "cuda" names the GPU too.
     """
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    gpu = f"one {torch.cuda.get_device_name()}, " if device == "cuda" else ""
+    gpu = f"one {gpu_name()}, " if device == "cuda" else ""
     return f"{gpu}{os.cpu_count()} CPU cores, {model}, {threads} thread{'s' * (threads > 1)} a process"
 
 
@@ -39,11 +61,11 @@ def source(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         packages: whose versions are named beside those of :data:`PACKAGES`.
 
     Returns:
-        ``commit``, ``changed_files`` against it, and ``versions``, None for a package that is not installed.
+        ``commit``, ``changed_files`` against it, and ``versions``; None for what is not known, or not installed.
     """
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed_files": len(git("status", "--porcelain").splitlines()),
+        "commit": commit(),
+        "changed_files": changed_files(),
         "versions": {name: _version(name) for name in (*PACKAGES, *packages)} | {"python": platform.python_version()},
     }
 

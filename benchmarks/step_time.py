@@ -10,7 +10,8 @@ drawn anew, while the others wait; a turn's seconds run from its release to the 
 ``ours baseline`` is that of the two turns of one round. On CPU the processes stay alive between their turns; on a GPU,
 whose memory they can't share, each is started for its turn, and warmed up within it.
 
-``HF Trainer`` needs the extra ``bench`` (accelerate). An arm that fails is named in its row, and the exit code is 1.
+``HF Trainer`` needs the extra ``bench`` (accelerate). An arm that fails is named in its row, and the exit code is 1. The
+result file is written anew after each turn.
 
     python benchmarks/step_time.py --preset d256 --rounds 7 --steps 20 --out benchmarks/results/step_time_d256.json
 """
@@ -23,19 +24,20 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from provenance import hardware, source
+from provenance import gpu_name, hardware, source
 from step_rows import Measured, table, to_row
 from step_setting import BASELINE, PRESETS, Arm, Setting, all_arms, block_rows, model_arguments
 from step_worker import ArmFailedError, Worker
 
-from tst_lightning.flops import convention, count_flops_per_row, peak_flops_per_second
+from tst_lightning.flops import convention, count_flops_per_row, named_peak
 from tst_lightning.phases import NextTokenPhase
 from tst_lightning.shards.manifest import Manifest
+from tst_lightning.whole_file import write_whole
 
 NOTES = {
     "peak_memory_bytes": {
@@ -56,13 +58,22 @@ class Bench:
         setting: shared by all.
         options: of the command line: steps, warmup, resident, threads.
         folder: for what the processes write.
+        keep: called with what each arm gave so far, after every turn.
 
     Attributes:
         measured: what each arm gave so far.
     """
 
-    def __init__(self, arms: list[Arm], setting: Setting, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(
+        self,
+        arms: list[Arm],
+        setting: Setting,
+        options: argparse.Namespace,
+        folder: Path,
+        keep: Callable[[list[Measured]], None],
+    ) -> None:
         self.measured = [Measured(arm) for arm in arms]
+        self._keep = keep
         self._setting = setting
         self._options = options
         self._folder = folder
@@ -92,6 +103,7 @@ class Bench:
         except ArmFailedError as error:
             one.failure = error.reason
             print(f"{one.arm.name} failed: {error}", file=sys.stderr)
+        self._keep(self.measured)
         if (one.failure or not self._options.resident) and one.arm in self._workers:
             self._workers.pop(one.arm).end()
 
@@ -126,7 +138,9 @@ def chosen(arms: list[Arm], names: str | None) -> list[Arm]:
     return [arm for arm in arms if any(f"{arm.name} ".startswith(f"{name} ") for name in wanted)]
 
 
-def result(measured: list[Measured], setting: Setting, options: argparse.Namespace, flops: int) -> dict[str, Any]:
+def result(
+    measured: list[Measured], setting: Setting, options: argparse.Namespace, flops: int, peak: float | None
+) -> dict[str, Any]:
     """Rows, and what they were made with.
 
     Args:
@@ -134,10 +148,9 @@ def result(measured: list[Measured], setting: Setting, options: argparse.Namespa
         setting: shared by all.
         options: of the command line.
         flops: of a row of L positions.
+        peak: FLOP/s of the device, where it is known.
     """
     baseline = next((one for one in measured if one.arm == BASELINE), None)
-    # Only now: the GPU was the arms' alone.
-    peak = peak_flops_per_second(torch.device(setting.device), setting.precision)
     manifest = Manifest.parse(Path(setting.shards))
     notes = NOTES | {"peak_memory_bytes": NOTES["peak_memory_bytes"][setting.device]}
     shared = {key: value for key, value in asdict(setting).items() if key != "shards"}
@@ -207,15 +220,17 @@ def main() -> int:
         )
         facts = source(("accelerate",))
         flops = count_flops_per_row(setting.llama(), NextTokenPhase(), seq_len)
-        bench = Bench(arms, setting, options, Path(temporary))
-        try:
-            bench.run(options.rounds, options.seed)
-        finally:
-            document = result(bench.measured, setting, options, flops) | facts
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(document, indent=1) + "\n")
+        in_half = options.device == "cuda" and options.precision.startswith("bf16")
+        peak = named_peak(gpu_name()) if in_half else None
+
+        def keep(measured: list[Measured]) -> None:
+            document = result(measured, setting, options, flops, peak) | facts
+            write_whole(options.out, json.dumps(document, indent=1) + "\n")
+
+        bench = Bench(arms, setting, options, Path(temporary), keep)
+        bench.run(options.rounds, options.seed)
     if options.table:
-        print(table(document["rows"]))
+        print(table(json.loads(options.out.read_text())["rows"]))
     return 1 if any(one.failure for one in bench.measured) else 0
 
 

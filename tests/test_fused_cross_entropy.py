@@ -61,6 +61,7 @@ LOSSES = [
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter; compiled ones by all but the compiler itself, which takes its time."""
     monkeypatch.setitem(fused._CHUNK_ROWS, "cpu", 4)
+    monkeypatch.setitem(fused._COMPILED_ROWS, "cpu", 4)
     torch._dynamo.reset()
     traced = torch.compile(fused._chunk, fullgraph=True, dynamic=False, backend="aot_eager")
     monkeypatch.setattr(fused, "_compiled_chunk", lambda: traced)
@@ -260,7 +261,7 @@ def test_compiled_chunks_give_the_same_loss_and_gradients(monkeypatch: pytest.Mo
     monkeypatch.undo()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    monkeypatch.setitem(fused._CHUNK_ROWS, "cpu", 128)
+    monkeypatch.setitem(fused._COMPILED_ROWS, "cpu", 128)
     hidden, head, targets = case(300, 32, 500, dtype=torch.float32)
     for autocast in (False, True):
         for _ in range(2):

@@ -15,6 +15,7 @@ from tst_lightning.modeling import build_causal_lm
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
 READS: dict[int, list[str]] = {}
+GRADIENTS: list[bool] = []
 SAID: list[int] = []
 
 
@@ -37,12 +38,15 @@ class _Reads(TorchDispatchMode):
 
 
 class HostReads(Callback):
-    """Keeps, by step, what was read between the start of a step and that of the next one: in ``READS``."""
+    """Keeps, by step, what was read between the start of a step and that of the next one, in ``READS``; and in
+    ``GRADIENTS``, by micro-batch, whether there are gradients before it.
+    """
 
     def __init__(self) -> None:
         self.mode: _Reads | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        GRADIENTS.append(any(weight.grad is not None for weight in pl_module.parameters()))
         if self.mode is not None:
             self.mode.__exit__(None, None, None)
         self.mode = _Reads(READS.setdefault(trainer.global_step, []))
@@ -60,13 +64,30 @@ class Graphs(Callback):
         SAID.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+class GpuWaits(Callback):
+    """Has torch raise where the host waits for a GPU, in all steps that don't log, from one's start to the next one's."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        on_cpu = {"tokens": torch.zeros(2, 3, dtype=torch.int64), "phase": "any"}
+        pinned = trainer.datamodule.on_before_batch_transfer(on_cpu, 0)
+        assert pinned["tokens"].is_pinned() and pinned["phase"] == "any"
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        logs = (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+        torch.cuda.set_sync_debug_mode("default" if logs or trainer.global_step == 0 else "error")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def callback(kind: type[Callback]) -> str:
     return f'--trainer.callbacks+={{"class_path": "{__name__}.{kind.__name__}"}}'
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_host_reads_nothing_but_where_it_logs(fit: Any, accumulate: int) -> None:
+def test_the_host_reads_nothing_but_where_it_logs_and_no_step_leaves_gradients(fit: Any, accumulate: int) -> None:
     READS.clear()
+    GRADIENTS.clear()
     changes = {"trainer__accumulate_grad_batches": accumulate, "trainer__val_check_interval": 20 * accumulate}
     quiet = "--callbacks.progress.init_args.refresh_rate=1000"
     code, said = fit("run", callback(HostReads), quiet, trainer__log_every_n_steps=5, **changes)
@@ -74,6 +95,7 @@ def test_the_host_reads_nothing_but_where_it_logs(fit: Any, accumulate: int) -> 
     logging = {4, 9, 14, 19}  # 19 validates and saves too
     assert {step for step, found in READS.items() if found} == logging, READS
     assert READS.keys() == set(range(20))
+    assert GRADIENTS == [bool(k % accumulate) for k in range(20 * accumulate)]
 
 
 def losses(folder: Path) -> list[float]:
@@ -125,6 +147,19 @@ def test_the_weights_of_a_bag_are_sent_to_a_device_once() -> None:
     phase, device = SuperpositionPhase(4), torch.device("meta")
     assert phase._weights_on(device) is phase._weights_on(device)
     assert phase._weights_on(device).device == device
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_never_waits_for_a_gpu(fit: Any, precision: str) -> None:
+    quiet = "--callbacks.progress.init_args.refresh_rate=1000"
+    changes = {"trainer__accelerator": "gpu", "trainer__precision": precision, "trainer__val_check_interval": 20}
+    try:
+        code, said = fit("run", callback(GpuWaits), quiet, trainer__log_every_n_steps=5, **changes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert code == 0, said
 
 
 @pytest.mark.gpu

@@ -26,7 +26,11 @@ Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # nothing but memory. 512 was the fastest on two CPU cores at V = 128,256, and within 10% of it at 1,024 and 32,768.
 _CHUNK_ROWS = {"cpu": 512}
 _ALL_ROWS = 2**62
-_CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 about 1.3 GB for bfloat16 logits, float32 ones and log-probabilities
+_CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 and in bfloat16 about 0.8 GB of logits and float32 log-probabilities
+# Compiled, a position takes two thirds of that in bfloat16, and the gradient's passes are halved: 1.1 GB.
+_COMPILED_ROWS = {"cpu": 512, "cuda": 2048}
+
+_GRAPHS = 256  # of chunks, at most: one for each bag size, number of positions, dtype and objective of a process
 
 
 def fused_cross_entropy(
@@ -63,23 +67,35 @@ def fused_cross_entropy(
     dtype = product_dtype(hidden)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     differentiate = torch.is_grad_enabled()
-    rows = rows or chunk_rows(hidden.device.type)
+    rows = rows or chunk_rows(hidden.device.type, compiled and differentiate)
     return _FusedCrossEntropy.apply(
         hidden, head, targets, weights.to(wide), objective, softcap, dtype, differentiate, rows, compiled
     )
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast has products of a tensor come; None where it is off, or leaves such a tensor alone."""
+    device = tensor.device.type
+    # The meta device has none, and refuses the question; torch.amp.is_autocast_available can't be compiled by PyTorch 2.11.
+    if device == "meta" or not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def product_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which products of a tensor come here and now: that of autocast, where it is on, or its own."""
-    device = tensor.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    autocast = autocast and tensor.dtype != torch.float64  # which it leaves alone
-    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
+    return autocast_dtype(tensor) or tensor.dtype
 
 
-def chunk_rows(device_type: str) -> int:
-    """Positions a chunk on a kind of device, such as "cuda"."""
-    return _CHUNK_ROWS.get(device_type, _CHUNK_ROWS_ELSEWHERE)
+def chunk_rows(device_type: str, compiled: bool = False) -> int:
+    """Positions a chunk.
+
+    Args:
+        device_type: such as "cuda".
+        compiled: whether chunks are compiled.
+    """
+    rows = _COMPILED_ROWS if compiled else _CHUNK_ROWS
+    return rows.get(device_type, _CHUNK_ROWS_ELSEWHERE)
 
 
 @contextmanager
@@ -169,6 +185,7 @@ def _add_slopes(log_probs: Tensor, ids: Tensor, slopes: Tensor, capped: Tensor |
 @cache
 def _compiled_chunk() -> Callable[..., Any]:
     # Not on import, which would bring the compiler with it.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     return torch.compile(_chunk, fullgraph=True, dynamic=False)
 
 

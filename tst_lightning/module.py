@@ -284,6 +284,8 @@ class SuperpositionModule(LightningModule):
         ]
         if (batch_idx + 1) % accumulate:
             return
+        # Lightning would hold them through the next forward pass, at whose end memory is at its height.
+        self.trainer.optimizers[0].zero_grad()
         if self.trainer.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True  # has Lightning validate the final model, wherever the interval falls
         loss, rows = self._corpus_loss, self._corpus_rows

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from tst_lightning import __version__
 from tst_lightning.callbacks.at_switch import AtSwitch
 from tst_lightning.callbacks.flops_meter import FlopsMeter
 from tst_lightning.errors import ConfigError
@@ -223,8 +224,10 @@ class RunRecord(Callback):
 
 def versions() -> dict[str, str]:
     """Of this project, what it stands on, and Python."""
-    names = ("tst-lightning", "torch", "lightning", "litdata", "transformers")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    names = ("torch", "lightning", "litdata", "transformers")
+    others = {name: version(name) for name in names}
+    # This one's metadata are missing where it runs from a source folder.
+    return {"tst-lightning": __version__} | others | {"python": platform.python_version()}
 
 
 def _device_name(device: torch.device) -> str:

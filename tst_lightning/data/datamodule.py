@@ -275,6 +275,13 @@ class TokenDataModule(LightningDataModule):
         stream.expected_batches = trainer.global_step * accumulate
         return stream
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pins what goes to a GPU: from other memory a copy may have the host wait until the device is done."""
+        assert self.trainer is not None
+        if self.trainer.strategy.root_device.type != "cuda":
+            return batch
+        return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
     def _layout(self, accumulate: int, replica: Replica) -> dict[str, Any]:
         return {
             # Lists, because their order is that of the readers in the state.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
+from tst_lightning.fused_cross_entropy import autocast_dtype
+
 NAME = "autocast_grouped_mm"
 
 
@@ -41,9 +43,7 @@ def grouped_experts(experts: nn.Module, hidden: Tensor, chosen: Tensor, weights:
     Returns:
         (N, d) in the products' dtype.
     """
-    device = hidden.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    if (dtype := autocast_dtype(hidden)) is not None:
         experts, hidden = _InDtype(experts, dtype), hidden.to(dtype)  # type: ignore[assignment]
     return grouped_mm_experts_forward(experts, hidden, chosen, weights)
 

@@ -44,8 +44,9 @@ class Memory:
         recomputed: where activations are checkpointed, what one layer computes again for its backward.
         logits: of the chunk that the fused loss has at hand, in all the forms it takes.
         whole_logits: what the same would be without chunks, for comparison; not part of any sum.
-        peak: at most at once, in any micro-batch but the first: at the end of the forward pass, where the logits are, or
-            while a layer is recomputed.
+        peak: at most at once: at the end of a forward pass, where the logits are, while a layer is recomputed, or with
+            all gradients when the activations are gone. A step begins without gradients, so the first stand together with
+            activations only where a step has several micro-batches.
         checkpoint: of the whole run on disk: weights and optimizer state.
     """
 
@@ -108,8 +109,10 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     # In half precision also the head, and its gradient of a chunk, in the products' dtype.
     of_head = 2 * setting.config.vocab_size * setting.config.hidden_size * width if width < wide else 0
     logits = min(chunk_rows(setting.device_type), rows) * per_position + of_head
+    states = parameters + round(state / share) + communication
+    height = activations.kept + max(logits, activations.recomputed)
     # Gradients of earlier micro-batches stand already when the next one is at its height.
-    standing = 2 * parameters + round(state / share) + communication
+    height = parameters + height if setting.accumulate > 1 else max(height, parameters + activations.recomputed)
     return Memory(
         parameters=parameters,
         gradients=parameters,
@@ -119,7 +122,7 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
         recomputed=activations.recomputed,
         logits=logits,
         whole_logits=rows * per_position + of_head,
-        peak=standing + activations.kept + max(logits, activations.recomputed),
+        peak=states + height,
         checkpoint=round(weights * dtype.itemsize + state),
     )
 
