@@ -23,8 +23,8 @@ def git(*words: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of these sources; for a copy of them without its repository, what the variable COMMIT says."""
-    return git("rev-parse", "HEAD") or os.environ.get("COMMIT")
+    """The commit of these sources; for a copy of them without its repository the variable COMMIT says it."""
+    return os.environ.get("COMMIT") or git("rev-parse", "HEAD")
 
 
 def changed_files() -> int | None:

@@ -17,6 +17,7 @@ not fall in each phase.
 import argparse
 import csv
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -135,14 +136,13 @@ def planned_bytes(config: dict[str, Any], folder: Path) -> int:
 
 
 def fitting_layers(case: Case, folder: Path, options: argparse.Namespace) -> int:
-    """The most layers whose planned peak fits: with all layers alike it is a line, drawn through two plans."""
-    at = {layers: planned_bytes(configuration(case, layers, folder, options), folder) for layers in (2, 4)}
-    each = (at[4] - at[2]) // 2
-    room = options.fill * (options.memory_bytes or _device_memory_bytes()) - (at[2] - 2 * each)
-    return min(
-        int(room // each),
-        configuration(case, None, folder, options)["model"]["config"]["init_args"]["num_hidden_layers"],
-    )
+    """The most layers whose planned peak fits: with many layers, all alike, it is a line, drawn through two plans."""
+    whole = configuration(case, None, folder, options)["model"]["config"]["init_args"]["num_hidden_layers"]
+    half = whole // 2
+    most, least = (planned_bytes(configuration(case, layers, folder, options), folder) for layers in (whole, half))
+    each = (most - least) // (whole - half)
+    over = most - options.fill * (options.memory_bytes or _device_memory_bytes())
+    return whole - max(0, math.ceil(over / each))
 
 
 def _device_memory_bytes() -> int:

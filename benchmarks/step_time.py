@@ -45,6 +45,7 @@ NOTES = {
         " gradients, optimizer state, activations, logits and library code first touched, without the weights",
         "cuda": "the most that torch had allocated over the timed steps, weights included",
     },
+    "freed memory": "on CPU ours keeps what it frees, as `tst fit` does; the other arms have the system's default",
     "data_wait_share": "share of the seconds that the loop spent in next() of its data; measured in ours alone",
     "mfu": f"by the model's FLOPs ({convention('full')}), the same for every arm; null where the peak is not known",
 }

@@ -14,7 +14,7 @@ from typing import Any
 from step_setting import Arm, Setting
 
 SCRIPT = Path(__file__).resolve().parent / "step_arms.py"
-PATIENCE = 600  # seconds without a report after which a process counts as hung
+PATIENCE = 1200  # seconds without a report after which a process counts as hung
 LAST_LINES = 20
 
 

@@ -65,6 +65,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     traced = torch.compile(fused._chunk, fullgraph=True, dynamic=False, backend="aot_eager")
     monkeypatch.setattr(fused, "_compiled_chunk", lambda: traced)
+    monkeypatch.setattr(fused, "_worth_compiling", lambda dtype: True)  # its arithmetic is checked in float64 too
 
 
 def case(n: int = 11, d: int = 6, vocabulary: int = 17, s: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -271,7 +272,7 @@ def test_compiled_chunks_give_the_same_loss_and_gradients(monkeypatch: pytest.Mo
             torch.testing.assert_close(found.parts, plain.parts, rtol=1e-5, atol=1e-5)
             for a, b in zip(*(torch.autograd.grad(loss.mean, (hidden, head)) for loss in (found, plain)), strict=True):
                 assert relative_error(a, b.double()) < (2**-8 if autocast else 1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # whole and last chunk, in each dtype
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # whole and last chunk, under autocast alone
 
 
 @pytest.mark.gpu

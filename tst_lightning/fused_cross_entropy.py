@@ -27,7 +27,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _CHUNK_ROWS = {"cpu": 512}
 _ALL_ROWS = 2**62
 _CHUNK_ROWS_ELSEWHERE = 1024  # at V = 128,256 and in bfloat16 about 0.8 GB of logits and float32 log-probabilities
-# Compiled, a position takes two thirds of that in bfloat16, and the gradient's passes are halved: 1.1 GB.
+# Compiled, in half precision, a position takes two thirds of that, and the head's gradient half the passes: 1.1 GB.
 _COMPILED_ROWS = {"cpu": 512, "cuda": 2048}
 
 _GRAPHS = 256  # of chunks, at most: one for each bag size, number of positions, dtype and objective of a process
@@ -57,8 +57,9 @@ def fused_cross_entropy(
         softcap: c of logits ``c * tanh(z / c)`` in place of ``z`` (Gemma 2, arXiv 2408.00118), at the cost of more passes
             over the vocabulary and a second chunk of logits; None leaves them as they are.
         rows: positions a chunk; None takes the device's default.
-        compiled: have a chunk compiled by torch.compile, once a shape, where gradients are taken: fewer passes over the
-            vocabulary, and in half precision no float32 numbers of its width in memory. Scoring alone is as it was.
+        compiled: where products come in half precision and gradients are taken, have a chunk compiled by torch.compile,
+            once a shape: fewer passes over the vocabulary, and without a softcap no float32 numbers of its width in
+            memory. In float32 it would win nothing, and the head's gradient be copied at every chunk.
 
     Returns:
         The losses' sum in nats, a scalar with gradients (first ones only); without, each position's loss (N,) and how
@@ -67,7 +68,8 @@ def fused_cross_entropy(
     dtype = product_dtype(hidden)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     differentiate = torch.is_grad_enabled()
-    rows = rows or chunk_rows(hidden.device.type, compiled and differentiate)
+    compiled = compiled and differentiate and _worth_compiling(dtype)
+    rows = rows or chunk_rows(hidden.device.type, compiled)
     return _FusedCrossEntropy.apply(
         hidden, head, targets, weights.to(wide), objective, softcap, dtype, differentiate, rows, compiled
     )
@@ -92,7 +94,7 @@ def chunk_rows(device_type: str, compiled: bool = False) -> int:
 
     Args:
         device_type: such as "cuda".
-        compiled: whether chunks are compiled.
+        compiled: whether chunks are compiled, which they are in half precision alone.
     """
     rows = _COMPILED_ROWS if compiled else _CHUNK_ROWS
     return rows.get(device_type, _CHUNK_ROWS_ELSEWHERE)
@@ -182,6 +184,10 @@ def _add_slopes(log_probs: Tensor, ids: Tensor, slopes: Tensor, capped: Tensor |
     return probs.to(dtype).scatter(1, ids, at_targets.to(dtype))
 
 
+def _worth_compiling(dtype: torch.dtype) -> bool:
+    return dtype.itemsize < 4
+
+
 @cache
 def _compiled_chunk() -> Callable[..., Any]:
     # Not on import, which would bring the compiler with it.
@@ -196,7 +202,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         for_hidden, for_head = (needed and differentiate for needed in ctx.needs_input_grad[:2])
         chunk = _compiled_chunk() if compiled and (for_hidden or for_head) else _chunk
-        matrix, wide = head.to(dtype), weights.dtype
+        # Detached: around a graph with a parameter in it, DDP would have it cut into pieces.
+        matrix, wide = head.detach().to(dtype), weights.dtype
         losses, scored = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         grad_head = torch.zeros_like(head, dtype=wide) if for_head else None

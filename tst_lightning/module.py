@@ -270,7 +270,8 @@ class SuperpositionModule(LightningModule):
         """Logs the step's loss, the mean over its micro-batches and ranks, under the phase's own tag; of a mixture also
         each corpus' own, where the step read it; and the norm of its gradient before clipping.
 
-        After the last step it has the final model validated, whether or not ``val_check_interval`` divides the run.
+        After the last step it has the final model validated, whether or not ``val_check_interval`` divides the run. The
+        step's gradients are let go.
 
         Straight to the loggers: LightningModule.log goes on repeating a finished phase's last value, and takes its time
         at every step, logged or not.

@@ -46,7 +46,7 @@ class CausalLM(nn.Module):
     Attributes:
         routers: of a mixture of experts; None of a dense model.
         logit_transform: what the architecture does to its logits.
-        compiled: whether losses are to compile their arithmetic, where they are trained on.
+        compiled: whether losses are to compile their arithmetic, where that wins something.
         extra_head: beside the Hugging Face model, for training alone; None unless :meth:`equip` gave it.
     """
 

@@ -44,9 +44,10 @@ class Memory:
         recomputed: where activations are checkpointed, what one layer computes again for its backward.
         logits: of the chunk that the fused loss has at hand, in all the forms it takes.
         whole_logits: what the same would be without chunks, for comparison; not part of any sum.
-        peak: at most at once: at the end of a forward pass, where the logits are, while a layer is recomputed, or with
-            all gradients when the activations are gone. A step begins without gradients, so the first stand together with
-            activations only where a step has several micro-batches.
+        peak: of a step: at the end of a forward pass, where the logits are, while a layer is recomputed, or with all
+            gradients when the activations are gone. A step begins without gradients, so all of them stand together with
+            activations only where it has several micro-batches. What a layer's backward or an optimizer that is not fused
+            takes for a moment is left out: up to a tenth in small models.
         checkpoint: of the whole run on disk: weights and optimizer state.
     """
 
@@ -111,8 +112,13 @@ def measure(setting: Setting, phases: Iterable[PhaseStrategy]) -> Memory:
     logits = min(chunk_rows(setting.device_type), rows) * per_position + of_head
     states = parameters + round(state / share) + communication
     height = activations.kept + max(logits, activations.recomputed)
-    # Gradients of earlier micro-batches stand already when the next one is at its height.
-    height = parameters + height if setting.accumulate > 1 else max(height, parameters + activations.recomputed)
+    # Gradients that have yet to be added up: of a tied head its two parts, of a later micro-batch at least the largest one.
+    tied = model.head is model.lm.get_input_embeddings().weight
+    beside = (2 * tied + (setting.accumulate > 1)) * model.head.numel() * dtype.itemsize // share
+    if setting.accumulate > 1:  # those of earlier micro-batches stand already when the next one is at its height
+        height = parameters + max(height, beside)
+    else:
+        height = max(height, parameters + activations.recomputed + beside)
     return Memory(
         parameters=parameters,
         gradients=parameters,

@@ -16,7 +16,7 @@ _MEMORY_LINES = {
     "activations": "activations of a micro-batch",
     "logits": "logits of a chunk (fused loss)",
     "recomputed": "or computed again, of one layer",
-    "peak": "at most at once",
+    "peak": "at the height of a step",
 }
 
 
