@@ -50,8 +50,8 @@ def as_user_error(
         return ConfigError(one_line(str(error)))
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return ConfigError(
-            f"the model's layers or loss can't be compiled ({_reason(error)}); install a C++ compiler (for a GPU, Triton), or"
-            " set model.compile to false"
+            f"the model's layers or loss can't be compiled ({_reason(error)}); install a C++ compiler (for a GPU, Triton),"
+            " or set model.compile to false"
         )
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if _is_below(frames[-1], _PACKAGE):
