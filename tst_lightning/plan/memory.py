@@ -42,7 +42,7 @@ class Memory:
         communication: gradient buckets of ddp; under fsdp the layers that are gathered whole for their turn.
         activations: kept for backward over one micro-batch, copies of weights in autocast's dtype included.
         recomputed: where activations are checkpointed, what one layer computes again for its backward.
-        logits: of the chunk that the fused loss has at hand, in all the forms it takes.
+        logits: of the chunk that the fused loss has at hand, in all the forms it takes; compiled on a GPU, a third more.
         whole_logits: what the same would be without chunks, for comparison; not part of any sum.
         peak: of a step: at the end of a forward pass, where the logits are, while a layer is recomputed, or with all
             gradients when the activations are gone. A step begins without gradients, so all of them stand together with
