@@ -4,11 +4,14 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from tests.processes import run
 from tests.test_resume import assert_same_state, last
+from tst_lightning.commands.lost_process import is_lost_process
 
 
 class WorkerKiller(Callback):
@@ -35,3 +38,18 @@ def test_a_killed_reading_process_ends_with_a_message_and_loses_nothing(fit: Any
     assert "error: another process of the run ended" in done.stderr and "Traceback" not in done.stderr
     assert fit("run", "--ckpt_path", "last", **changes)[0] == 0
     assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+
+
+def test_what_a_logger_makes_of_a_killed_reading_process_is_seen_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = TensorBoardLogger(tmp_path)
+
+    def interrupted(*_: Any) -> None:  # torch's handler may raise here as anywhere
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(logger.experiment, "add_scalar", interrupted)
+    with pytest.raises(ValueError, match="you tried to log") as raised:
+        logger.log_metrics({"train/loss": 1.0}, 3)
+    assert is_lost_process(raised.value)
+    assert not is_lost_process(ValueError("you tried to log"))

@@ -60,11 +60,16 @@ def test_of_experts_the_grouped_products_activations_count(
     assert measure(sizes, [NextTokenPhase()]).activations == pytest.approx(real, rel=0.02)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
-    ("checkpointing", "rows", "seq_len", "tied"),
-    [*((checkpointing, 32, 64, False) for checkpointing in CHOICES), ("none", 4, 2, False), ("none", 4, 2, True)],
+    ("checkpointing", "rows", "seq_len", "tied", "precision", "accumulate"),
+    [
+        *((checkpointing, 32, 64, False, "bf16-mixed", 1) for checkpointing in CHOICES),
+        ("none", 32, 64, True, "32-true", 2),
+        ("full", 32, 64, False, "32-true", 2),
+        ("none", 4, 2, False, "32-true", 1),
+        ("none", 4, 2, True, "32-true", 1),
+        ("none", 4, 2, True, "bf16-mixed", 2),
+    ],
 )
 def test_the_peak_is_what_torch_tracks_over_a_step(
     checkpointing: ActivationCheckpointing, rows: int, seq_len: int, tied: bool, precision: str, accumulate: int

@@ -11,9 +11,16 @@ _LOST_PROCESS = re.compile(
 )
 
 
-def is_lost_process(error: Exception) -> bool:
-    """Whether an error says that the process at the other end is gone."""
-    return isinstance(error, RuntimeError | ConnectionResetError) and bool(_LOST_PROCESS.search(str(error)))
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether an error says that the process at the other end is gone, or was raised from one that does.
+
+    Of a dead reading process torch speaks from a signal handler, wherever this process is: a logger, say, takes that for an
+    error of its own.
+    """
+    if error is None:
+        return False
+    said = isinstance(error, RuntimeError | ConnectionResetError) and _LOST_PROCESS.search(str(error))
+    return bool(said) or is_lost_process(error.__cause__)
 
 
 def said_by_another(message: str, trainer: Trainer) -> bool:
