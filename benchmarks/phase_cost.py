@@ -5,7 +5,7 @@ model, optimizer and memory are shared, and only the phase changes: embedding, f
 AdamW, without Lightning around them. In each round every bag size takes ``--steps`` steps, in an order drawn anew; the
 ratio is that of one round.
 
-    python benchmarks/phase_cost.py --preset d256 --batch_size 4 --out benchmarks/results/phase_cost.json
+    python benchmarks/phase_cost.py --batch_size 4 --shards data/bench16k --out benchmarks/results/phase_cost.json
 """
 
 import argparse

@@ -130,6 +130,20 @@ def test_compiled_layers_train_the_same_model(fit: Any, tiny_run: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
+def test_in_half_precision_the_loss_is_compiled_too(fit: Any) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    SAID.clear()
+    code, said = fit("compiled", callback(Graphs), model__compile=True, trainer__precision="bf16-mixed")
+    assert code == 0, said
+    # As in float32, and the loss of bags from the first step on, that of single tokens from the switch on.
+    assert SAID == [2] * 5 + [3] * 5 + [4] * 10
+
+
+@pytest.mark.slow
 def test_a_compiler_that_is_not_there_ends_in_one_line(
     fit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

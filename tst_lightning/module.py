@@ -56,8 +56,8 @@ class SuperpositionModule(LightningModule):
             weights there.
         optimizer: any torch optimizer; matrices take its weight decay, vectors none.
         lr_schedule: learning-rate schedule over all optimizer steps, or over each phase's.
-        compile: compile each transformer layer, and the loss, by torch.compile at its first call (needs a C++ compiler, on
-            a GPU Triton); checkpoints are the same with and without it.
+        compile: compile each transformer layer, in half precision also the loss, by torch.compile at its first call (needs
+            a C++ compiler, on a GPU Triton); checkpoints are the same with and without it.
         activation_checkpointing: ``full`` keeps of each layer its input alone, and runs it forward again when its gradient
             is due: a fraction of the memory for about a quarter more work, the same numbers; ``selective`` keeps also what
             matrix products and attention gave, and computes none of them twice: about half the memory; ``none`` keeps
