@@ -96,7 +96,8 @@ def test_arguments(refused, baseline, capsys):
 
 def test_out_that_is_a_file(tmp_path, baseline, capsys):
     (tmp_path / "file").write_text("kept")
-    assert main(["compare", baseline, baseline, "--out", str(tmp_path / "file")]) == 2
+    other = write_run(tmp_path / "other")
+    assert main(["compare", baseline, other, "--out", str(tmp_path / "file")]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
 
 

@@ -214,7 +214,8 @@ def test_configuration(refused: Refused, tmp_path: Path, path: str, value: Any, 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3"),
+        (["--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3; is it '--trainer.max_steps'?"),
+        (["--model.config.init_args.hiden_size", "9"], "'hiden_size' is not accepted; is it 'hidden_size'? (see"),
         (["--data.seq_len", "abc"], "data.seq_len: expected int, got abc"),
         (["--config", "/nowhere/x.yaml"], "'/nowhere/x.yaml'"),
         (["--config", "/"], "Path is not a file: '/'"),

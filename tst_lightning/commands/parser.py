@@ -1,6 +1,9 @@
 """Argument parsers whose errors are one line."""
 
+import argparse
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -52,7 +55,9 @@ def one_line(message: str) -> str:
         lambda found: f", got {found[1]}" if len(found[1]) <= _LONGEST_VALUE else "",
         folded,
     )
-    folded = re.sub(r":\.? ", ": ", re.sub(r", got Namespace\(.*?\)(?= |$)|\.? Given value:$", "", folded))
+    folded = re.sub(
+        r":\.? ", ": ", re.sub(r", got (?:Namespace|NestedArg)\(.*?\)(?= |$)|\.? Given value:$", "", folded)
+    )
     folded = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda found: f"{found[0][:40]}...", folded)
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in folded)
 
@@ -94,6 +99,26 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:40]}... ({type(value).__name__})"
 
 
+def nearest(message: str, actions: Iterable[argparse.Action]) -> str:
+    """The option that was probably meant, where a parser's complaint is about one that there is not.
+
+    Args:
+        message: the complaint.
+        actions: of the parser.
+
+    Returns:
+        What to add to the complaint; empty where nothing is near.
+    """
+    if word := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+        name, known = word[1], [option for action in actions for option in action.option_strings]
+    elif found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'", message):
+        name, known = ".".join(filter(None, (found["group"], found["name"]))), [action.dest for action in actions]
+    else:
+        return ""
+    near = difflib.get_close_matches(name, known, 1, 0.8)
+    return f"; is it '{near[0]}'?" if near else ""
+
+
 class OneLineParser(ArgumentParser):
     """A jsonargparse parser that raises :class:`ConfigError` in place of printing its usage and exiting."""
 
@@ -106,4 +131,5 @@ class OneLineParser(ArgumentParser):
         Raises:
             ConfigError: always.
         """
+        message += nearest(message, self._actions)
         raise ConfigError(f"{one_line(message)} (see `{self.prog} --help`)") from ex

@@ -1,8 +1,6 @@
 """The parser of ``tst fit`` and its kin: Lightning's, with errors of one line that name the option they are about."""
 
 import argparse
-import difflib
-import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from tst_lightning.commands.config_file import check_config_file
-from tst_lightning.commands.parser import check_class_specs, one_line, shown
+from tst_lightning.commands.parser import check_class_specs, nearest, one_line, shown
 from tst_lightning.errors import ConfigError
 
 # Mappings of the user's own names to objects, and what each object is.
@@ -28,19 +26,10 @@ class RunParser(LightningArgumentParser):
         Raises:
             ConfigError: always, but for the parser of one object's arguments: the outer one says where that stands.
         """
-        message += self._nearest(message)
+        message += nearest(message, self._actions)
         if not self.exit_on_error:
             super().error(message, ex)
         raise ConfigError(f"{one_line(message)} (see `{self.prog} --help`)") from ex
-
-    def _nearest(self, message: str) -> str:
-        """The option that was probably meant, where the message is about one that there is not."""
-        found = re.search(r"(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'", message)
-        if not found:
-            return ""
-        name = ".".join(filter(None, (found["group"], found["name"])))
-        near = difflib.get_close_matches(name, [action.dest for action in self._actions], 1, 0.8)
-        return f"; is it '{near[0]}'?" if near else ""
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """As inherited, once the file's form has been checked.

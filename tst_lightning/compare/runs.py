@@ -144,21 +144,21 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """Reads run folders and gives each a name of its own: its name, or its path where two share a name.
 
     Raises:
-        ConfigError: fewer than two folders, or one that holds no run, no validation, or a format unknown here.
+        ConfigError: fewer than two folders, one given twice, or one that holds no run, no validation, or a format
+            unknown here.
         RunError: a file in it is damaged.
     """
     if len(paths) < 2:
         raise ConfigError(f"a comparison needs two runs or more, got {len(paths)}; name the reference run first")
+    folders = [Path(path).resolve() for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if (times := folders.count(folder)) > 1:
+            raise ConfigError(f"run folder '{path}' is named {times} times; name each run once")
     records = [read_record(path) for path in paths]
     given = [record["name"] for record in records]
-    names: list[str] = []
-    for path, name in zip(paths, given, strict=True):
-        label = base = name if given.count(name) == 1 else path
-        copies = 1
-        while label in names:
-            copies += 1
-            label = f"{base} #{copies}"
-        names.append(label)
+    names = [name if given.count(name) == 1 else path for name, path in zip(given, paths, strict=True)]
+    if len(set(names)) < len(names):  # a run is named as the folder of another
+        names = list(paths)
     return [
         Run(name, path, record, _read_curve(path, record["status"] == "finished"))
         for name, path, record in zip(names, paths, records, strict=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from tst_lightning import __version__
 from tst_lightning.compare.evaluations import FOLDER, FORMAT
 from tst_lightning.export.opened import Opened
 from tst_lightning.export.trained import TrainedModel
 from tst_lightning.whole_file import write_whole
 
-_PACKAGES = ("tst-lightning", "lm_eval", "datasets", "transformers", "torch")
+_PACKAGES = ("lm_eval", "datasets", "transformers", "torch")
 _OF_ALL_TASKS = {"tasks", "failed", "average_accuracy", "averaged"}
 
 
@@ -69,7 +70,7 @@ def evaluation(
         "failed": dict(failed),
         "average_accuracy": fmean(tasks[name]["accuracy"] for name in averaged) if averaged else None,
         "averaged": averaged,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {"tst-lightning": __version__} | {package: version(package) for package in _PACKAGES},
     }
 
 
