@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 
 from tst_lightning import __version__
+from tst_lightning.commands.host_memory import ask_for_huge_pages
 from tst_lightning.errors import UserError
 
 # name -> (module with main(arguments), what it does); modules are imported only when their command runs.
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    ask_for_huge_pages()
     try:
         _command_module(COMMANDS[name][0]).main(name, rest)
     except UserError as error:

@@ -1,6 +1,7 @@
-"""What a step on the CPU frees stays with the process."""
+"""What a step on the CPU frees stays with the process, and lies in huge pages."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,26 @@ def test_a_run_keeps_large_blocks(tmp_path: Path, shards: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split("faults ")[1]) < 1000, done.stdout  # 16,384 pages of 4 KiB, were it mapped anew
+
+
+# After any command, a tensor of 64 MiB; what the kernel tells of each mapping.
+MAPPINGS = """
+from tst_lightning.__main__ import main
+try: main(["compare", "--help"])
+except SystemExit: pass
+import torch
+tensor = torch.ones(16 << 20)
+print(open("/proc/self/smaps").read())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="no transparent huge pages")
+@pytest.mark.parametrize(("environment", "least", "most"), [({}, 63, 65), ({"THP_MEM_ALLOC_ENABLE": "0"}, 0, 0)])
+def test_large_tensors_ask_for_huge_pages(environment: dict[str, str], least: int, most: int) -> None:
+    inherited = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    words = [sys.executable, "-c", MAPPINGS]
+    said = subprocess.run(words, capture_output=True, text=True, env=inherited | environment, check=True).stdout
+    sizes = re.findall(r"^Size: +(\d+) kB$", said, re.MULTILINE)
+    flags = re.findall(r"^VmFlags: (.*)$", said, re.MULTILINE)
+    asked = sum(int(size) for size, flag in zip(sizes, flags, strict=True) if "hg" in flag.split())
+    assert least <= asked >> 10 <= most

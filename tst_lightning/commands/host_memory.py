@@ -1,9 +1,19 @@
-"""Memory that a step on the CPU frees stays with the process, for the next step."""
+"""Memory of a step on the CPU: in huge pages, and once it is freed, kept for the next step."""
 
 import ctypes
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX, of malloc.h
+
+
+def ask_for_huge_pages() -> None:
+    """Has PyTorch lay tensors of 2 MiB and more in huge pages, unless the environment says otherwise.
+
+    To be called before torch makes its first tensor, when it reads the variable. Linux grants what is asked for where
+    ``/sys/kernel/mm/transparent_hugepage/enabled`` is ``madvise``; where it is ``always`` or ``never``, nothing changes.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> None:
