@@ -11,6 +11,7 @@ ratio is that of one round.
 import argparse
 import itertools
 import json
+import os
 import random
 import statistics
 import time
@@ -24,7 +25,7 @@ from step_setting import PRESETS, Setting, block_rows, model_arguments, recipe
 from step_time import prepare
 from torch.nn.utils import clip_grad_norm_
 
-from tst_lightning.commands.host_memory import ask_for_huge_pages, keep_freed_memory
+from tst_lightning.commands.host_memory import keep_freed_memory
 from tst_lightning.modeling import build_causal_lm
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of weights, rows and order")
     parser.add_argument("--shards", type=Path, required=True, help="where shards lie or are made")
     options = parser.parse_args()
-    ask_for_huge_pages()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `tst` does
     facts = source() | {"hardware": hardware(options.threads)}
     preset = PRESETS[options.preset]
     prepare(options.shards, preset.tokenizer_ids)

@@ -41,11 +41,13 @@ from tst_lightning.whole_file import write_whole
 
 NOTES = {
     "peak_memory_bytes": {
-        "cpu": "highest resident set over the timed steps less that just before the first step, with the model built:"
-        " gradients, optimizer state, activations, logits and library code first touched, without the weights",
-        "cuda": "the most that torch had allocated over the timed steps, weights included",
+        "cpu": "highest resident set over the steps of a turn, the median of turns, less that just before the first step,"
+        " with the model built: gradients, optimizer state, activations, logits and library code first touched, without"
+        " the weights",
+        "cuda": "the most that torch had allocated over the steps of a turn, the median of turns, weights included",
     },
-    "freed memory": "on CPU ours keeps what it frees, as `tst fit` does; the other arms have the system's default",
+    "host memory": "on CPU ours has huge pages and keeps what it frees, as `tst fit` does; the other arms have the"
+    " system's defaults",
     "data_wait_share": "share of the seconds that the loop spent in next() of its data; measured in ours alone",
     "mfu": f"by the model's FLOPs ({convention('full')}), the same for every arm; null where the peak is not known",
 }

@@ -42,7 +42,7 @@ class Memory:
             return
         try:
             Path("/proc/self/clear_refs").write_text("5")
-            self.method = "VmHWM, reset before the first timed step"
+            self.method = "VmHWM, reset before each timed turn"
         except OSError:  # not Linux, or not allowed: the peak is that since the process began
             pass
 
@@ -75,7 +75,7 @@ class Turns:
         self._reports = os.fdopen(report_fd, "w", buffering=1)
         self._fetch_seconds = fetch_seconds
         self._steps = self._left = 0
-        self._timed = self._reset = False
+        self._timed = False
         self._began = self._fetched = 0.0
 
     def begin(self) -> None:
@@ -108,9 +108,8 @@ class Turns:
         word = json.loads(line)
         self._steps = self._left = word["steps"]
         self._timed = word["timed"]
-        if self._timed and not self._reset:
+        if self._timed:
             self.memory.reset_peak()
-            self._reset = True
         self._fetched = self._fetch_seconds() if self._fetch_seconds else 0.0
         self._synchronize()
         self._began = time.perf_counter()

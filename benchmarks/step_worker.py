@@ -77,7 +77,7 @@ class Worker:
 
         Args:
             steps: how many.
-            timed: whether memory is measured; the peak counts from the first such turn.
+            timed: whether memory is measured; the peak is that of the turn.
 
         Returns:
             ``steps``, ``seconds``, ``fetch_seconds``, and if timed ``peak_bytes`` and ``memory_method``.

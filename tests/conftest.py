@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.processes import ROOT
 from tst_lightning.__main__ import main
-from tst_lightning.commands import fit as fit_command
+from tst_lightning.commands import host_memory
 
 SEQ_LEN = 16
 
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     # Else tests of what this process holds at most would find blocks that others have freed.
-    fit_command.keep_freed_memory = lambda: None
+    host_memory.keep_freed_memory = lambda: None
     gc.freeze()
     gc.enable()
 

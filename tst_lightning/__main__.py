@@ -9,7 +9,6 @@ import sys
 from types import ModuleType
 
 from tst_lightning import __version__
-from tst_lightning.commands.host_memory import ask_for_huge_pages
 from tst_lightning.errors import UserError
 
 # name -> (module with main(arguments), what it does); modules are imported only when their command runs.
@@ -26,6 +25,9 @@ COMMANDS = {
     "compare": ("tst_lightning.commands.compare", "compare runs over seeds at equal FLOPs, loss, data and time"),
 }
 
+# Read by PyTorch at its first tensor: those of 2 MiB and more are laid in huge pages, where Linux grants them to who asks
+# (/sys/kernel/mm/transparent_hugepage/enabled is madvise).
+_HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 
 _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    ask_for_huge_pages()
+    os.environ.setdefault(*_HUGE_PAGES)
     try:
         _command_module(COMMANDS[name][0]).main(name, rest)
     except UserError as error:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tst_lightning.commands.command_line import TSTCommandLine, read_command_line
-from tst_lightning.commands.host_memory import keep_freed_memory
+from tst_lightning.commands.host_memory import KeepFreedMemory
 from tst_lightning.commands.launch import SameCheckpoint, check_launch, let_the_first_process_end
 from tst_lightning.commands.limits import check_memory
 from tst_lightning.commands.lost_process import is_lost_process, said_by_another
@@ -169,10 +169,8 @@ class FitCommandLine(TSTCommandLine):
             let_the_first_process_end()
             check_trainable(self.model.config)
             sizes = check_memory(self.model.config, self.datamodule, trainer)
-            if trainer.strategy.root_device.type == "cpu":
-                keep_freed_memory()
             self.model.has_checkpoint = checkpoint is not None
-            trainer.callbacks.append(SameCheckpoint(checkpoint))  # type: ignore[attr-defined]
+            trainer.callbacks += [SameCheckpoint(checkpoint), KeepFreedMemory()]  # type: ignore[attr-defined]
             run_dir = Path(self.config.run_dir)
             writes = method == trainer.fit and trainer.is_global_zero
             with trained_in(run_dir, trainer, step) if writes else nullcontext():
