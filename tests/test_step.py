@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from tst_lightning.modeling import build_causal_lm
-from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
+from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
 
 READS: dict[int, list[str]] = {}
 GRADIENTS: list[bool] = []
@@ -157,6 +159,32 @@ def test_a_compiler_that_is_not_there_ends_in_one_line(
     assert last.startswith("error: the model's layers or loss can't be compiled (") and last.endswith(
         "model.compile to false"
     )
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_a_step_with_bags_holds_no_more_at_its_height(half: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=256, intermediate_size=688, num_hidden_layers=2, num_attention_heads=4
+    )
+
+    def peak(phase: PhaseStrategy) -> int:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = build_causal_lm(config)
+            optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+            tokens = torch.zeros(4, phase.row_tokens(128), dtype=torch.int64)
+            tracker = MemTracker()
+            tracker.track_external(model, optimizer, tokens)
+            with tracker:
+                for _ in range(2):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                        loss = model(tokens, phase).mean
+                    loss.backward()
+                    tracker.reset_mod_stats()
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return sum(part["Total"] for part in tracker.get_tracker_snapshot("peak").values())
+
+    assert peak(SuperpositionPhase(16)) <= 1.01 * peak(NextTokenPhase())
 
 
 def test_the_weights_of_a_bag_are_sent_to_a_device_once() -> None:
