@@ -2,10 +2,10 @@
 
 Two processes that do the same differ by several percent for as long as they live, by where their memory lies. Here
 model, optimizer and memory are shared, and only the phase changes: embedding, forward, loss, backward, clipping and
-AdamW, without Lightning around them. In each round every bag size takes ``--steps`` steps, in an order drawn anew; the
-ratio is that of one round.
+AdamW, without Lightning around them; in huge pages if the environment says so, as ``tst`` has it. In each round every bag
+size takes ``--steps`` steps, in an order drawn anew; the ratio is that of one round.
 
-    python benchmarks/phase_cost.py --batch_size 4 --shards data/bench16k --out benchmarks/results/phase_cost.json
+    THP_MEM_ALLOC_ENABLE=1 python benchmarks/phase_cost.py --batch_size 4 --shards data/bench16k --out FILE
 """
 
 import argparse
@@ -66,7 +66,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of weights, rows and order")
     parser.add_argument("--shards", type=Path, required=True, help="where shards lie or are made")
     options = parser.parse_args()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `tst` does
     facts = source() | {"hardware": hardware(options.threads)}
     preset = PRESETS[options.preset]
     prepare(options.shards, preset.tokenizer_ids)
@@ -112,6 +111,7 @@ def main() -> None:
         )
     if options.out:
         settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
+        settings["huge_pages"] = os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
         options.out.write_text(json.dumps(facts | {"settings": settings, "rows": rows}, indent=1) + "\n")
 
 

@@ -55,7 +55,7 @@ def to_row(
         "mfu": median and peak and setting.batch_size * flops_per_row / median / peak,
         "data_wait_share": _data_wait_share(measured),
     }
-    # The median: where a process happens to lay its blocks moves a turn's peak by a third, up as well as down.
+    # The median: where a process happens to lay its blocks moves a turn's peak, up as well as down.
     highest = int(statistics.median(turn["peak_bytes"] for turn in turns)) if turns else None
     before = 0 if setting.device == "cuda" else measured.resident_bytes
     row |= {
@@ -64,7 +64,7 @@ def to_row(
         "memory_highest_bytes": highest,
         "memory_method": next((turn["memory_method"] for turn in turns), None),
     }
-    kept = ("steps", "seconds", "fetch_seconds")
+    kept = ("steps", "seconds", "fetch_seconds", "peak_bytes")
     row["rounds"] = [{"round": n} | {key: turn[key] for key in kept} for n, turn in measured.turns.items()]
     return row | {"failure": measured.failure}
 

@@ -103,6 +103,8 @@ def test_out_that_is_a_file(tmp_path, baseline, capsys):
 
 def test_folders_that_are_no_runs(tmp_path, refused, baseline):
     assert f"no such run folder: {tmp_path}/none" in refused(baseline, tmp_path / "none")
+    (tmp_path / "loop").symlink_to("loop")
+    assert f"no such run folder: {tmp_path}/loop" in refused(baseline, tmp_path / "loop")
     (tmp_path / "empty").mkdir()
     assert "empty is not a run folder: it has no run.json" in refused(baseline, tmp_path / "empty")
 

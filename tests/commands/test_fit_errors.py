@@ -216,6 +216,8 @@ def test_configuration(refused: Refused, tmp_path: Path, path: str, value: Any, 
     [
         (["--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3; is it '--trainer.max_steps'?"),
         (["--model.config.init_args.hiden_size", "9"], "'hiden_size' is not accepted; is it 'hidden_size'? (see"),
+        (["--model.config.init_args.data", "9"], "transformers.LlamaConfig: Option 'data' is not accepted (see"),
+        (["--foo", "1", "--trainer.max_step", "3"], "--foo 1 --trainer.max_step 3; is it '--trainer.max_steps'?"),
         (["--data.seq_len", "abc"], "data.seq_len: expected int, got abc"),
         (["--config", "/nowhere/x.yaml"], "'/nowhere/x.yaml'"),
         (["--config", "/"], "Path is not a file: '/'"),

@@ -27,7 +27,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 del bytearray(64 << 20)[:]
 print("faults", resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-blocks = [b"%d" % i * (1 << 20) for i in range(256)]
+blocks = [bytes([i]) * (1 << 20) for i in range(256)]
 del blocks
 before = resident()
 assert main([*words, "--run_dir", other]) == 0

@@ -109,13 +109,17 @@ def nearest(message: str, actions: Iterable[argparse.Action]) -> str:
     Returns:
         What to add to the complaint; empty where nothing is near.
     """
-    if word := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
-        name, known = word[1], [option for action in actions for option in action.option_strings]
-    elif found := re.search(r"(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'", message):
-        name, known = ".".join(filter(None, (found["group"], found["name"]))), [action.dest for action in actions]
+    if message.startswith("unrecognized arguments:"):
+        names, known = (
+            re.findall(r" (--[^\s=]+)", message),
+            [name for action in actions for name in action.option_strings],
+        )
+    # What is said of an option of one object's arguments, further within, that object's own parser has looked for.
+    elif found := re.match(r"(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'", message):
+        names, known = [".".join(filter(None, (found["group"], found["name"])))], [action.dest for action in actions]
     else:
         return ""
-    near = difflib.get_close_matches(name, known, 1, 0.8)
+    near = [each for name in names for each in difflib.get_close_matches(name, known, 1, 0.8)]
     return f"; is it '{near[0]}'?" if near else ""
 
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     if len(paths) < 2:
         raise ConfigError(f"a comparison needs two runs or more, got {len(paths)}; name the reference run first")
-    folders = [Path(path).resolve() for path in paths]
+    folders = [os.path.realpath(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
         if (times := folders.count(folder)) > 1:
             raise ConfigError(f"run folder '{path}' is named {times} times; name each run once")
