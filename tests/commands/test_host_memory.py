@@ -1,15 +1,19 @@
 """What a step on the CPU frees stays with the process, and lies in huge pages."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 
 from tests.conftest import tiny_config
+from tst_lightning.commands import host_memory
 
 # A block of 64 MiB, twice: the second time, its pages are there. Then many, freed, before another run begins.
 SCRIPT = """
@@ -45,6 +49,27 @@ def test_a_run_keeps_large_blocks_but_for_holes(tmp_path: Path, shards: Path) ->
     said = dict(re.findall(r"^(faults|given back) (-?\d+)$", done.stdout, re.MULTILINE))
     assert int(said["faults"]) < 1000, done.stdout  # 16,384 pages of 4 KiB, were it mapped anew
     assert int(said["given back"]) > 200, done.stdout
+
+
+BEGUN: list[int] = []
+
+
+class Steps(Callback):
+    """Notes the step of each micro-batch."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        BEGUN.append(trainer.global_step)
+
+
+def test_holes_are_given_back_now_and_then(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(host_memory, "_STEPS_BETWEEN", 5)
+    monkeypatch.setattr(host_memory, "_of_glibc", lambda function: lambda pad: given_back.append(BEGUN[-1]))
+    spec = {"class_path": f"{__name__}.Steps"}
+    more = {"trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 10}
+    code, said = fit("run", f"--trainer.callbacks+={json.dumps(spec)}", **more)
+    assert code == 0, said
+    assert given_back == [2, 7, 12, 17]
 
 
 # After any command, a tensor of 64 MiB; what the kernel tells of each mapping.

@@ -9,15 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX, of malloc.h
 _FIRST_TRIM = 2  # steps after which the optimizer's state has its place
-_STEPS_BETWEEN = 50  # what is given back costs a tenth of a step to have again
+_STEPS_BETWEEN = 50  # to have its pages again costs a step no more than a sixth of its time
 
 
 class KeepFreedMemory(Callback):
     """On the CPU, has what a process frees stay with it (:func:`keep_freed_memory`), but for holes that its steps leave.
 
     The first steps have the optimizer's state take its place between what they free, and now and then a small block
-    comes to lie in the place of a large one. What lies free then is of no use to the steps to come: 50 to 220 MiB for 24M
-    parameters, and more with time. It is given back after the second step, and every 50 steps from there.
+    comes to lie in the place of a large one. What lies free then is of no use to the steps to come: for 24M parameters
+    100 to 400 MiB within a hundred steps. It is given back after the second step, and every 50 steps from there.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
     """Has glibc's malloc give nothing back to the system; elsewhere it changes nothing.
 
     By default a large block, such as a chunk of logits, is mapped anew each time, and the kernel hands out and zeroes
-    each of its pages again: 92,000 page faults a step, and a fifth of its time, for 24M parameters and a vocabulary of
+    each of its pages again: 92,000 page faults a step, and a sixth of its time, for 24M parameters and a vocabulary of
     32,768 on two cores. What the process holds no longer falls between the heights of its steps.
     """
     if mallopt := _of_glibc("mallopt"):
