@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,10 @@ from tst_lightning.__main__ import main
 from tst_lightning.commands import host_memory
 
 SEQ_LEN = 16
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
+)
 
 # How long an example takes says what else the machine does.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,7 +1,6 @@
 """The fused head and loss against readable references: chunks, ignored targets, half precision, autocast, compilation."""
 
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import needs_compiler
 from tst_lightning import fused_cross_entropy as fused
 from tst_lightning import losses
 from tst_lightning.bags import bag_weights
@@ -254,9 +254,7 @@ def test_compiled_in_half_precision_nothing_wide_is_kept() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
-)
+@needs_compiler
 def test_compiled_chunks_give_the_same_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the real compiler: a graph for each shape of chunk, and none for those that come again."""
     monkeypatch.undo()

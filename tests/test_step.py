@@ -1,20 +1,18 @@
 """What a training step does besides the mathematics: nothing that waits for the device, one compilation a shape."""
 
 import csv
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
+from tests.conftest import needs_compiler
 from tst_lightning.modeling import build_causal_lm
-from tst_lightning.phases import NextTokenPhase, PhaseStrategy, SuperpositionPhase
+from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
 
 READS: dict[int, list[str]] = {}
 GRADIENTS: list[bool] = []
@@ -111,9 +109,7 @@ def row_keys(rows: list[dict[str, str]]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
-)
+@needs_compiler
 def test_compiled_layers_train_the_same_model(fit: Any, tiny_run: Path, tmp_path: Path) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -132,9 +128,7 @@ def test_compiled_layers_train_the_same_model(fit: Any, tiny_run: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
-)
+@needs_compiler
 def test_in_half_precision_the_loss_is_compiled_too(fit: Any) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -160,32 +154,6 @@ def test_a_compiler_that_is_not_there_ends_in_one_line(
     assert last.startswith("error: the model's layers or loss can't be compiled (") and last.endswith(
         "model.compile to false"
     )
-
-
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_a_step_with_bags_holds_no_more_at_its_height(half: bool) -> None:
-    config = LlamaConfig(
-        vocab_size=8192, hidden_size=256, intermediate_size=688, num_hidden_layers=2, num_attention_heads=4
-    )
-
-    def peak(phase: PhaseStrategy) -> int:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            model = build_causal_lm(config)
-            optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-            tokens = torch.zeros(4, phase.row_tokens(128), dtype=torch.int64)
-            tracker = MemTracker()
-            tracker.track_external(model, optimizer, tokens)
-            with tracker:
-                for _ in range(2):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                        loss = model(tokens, phase).mean
-                    loss.backward()
-                    tracker.reset_mod_stats()
-                    optimizer.step()
-                    optimizer.zero_grad()
-            return sum(part["Total"] for part in tracker.get_tracker_snapshot("peak").values())
-
-    assert peak(SuperpositionPhase(16)) <= 1.01 * peak(NextTokenPhase())
 
 
 def test_the_weights_of_a_bag_are_sent_to_a_device_once() -> None:

@@ -25,9 +25,6 @@ COMMANDS = {
     "compare": ("tst_lightning.commands.compare", "compare runs over seeds at equal FLOPs, loss, data and time"),
 }
 
-# Read by PyTorch at its first tensor: those of 2 MiB and more are laid in huge pages, where Linux grants them to who asks
-# (/sys/kernel/mm/transparent_hugepage/enabled is madvise).
-_HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
 
 _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -81,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    os.environ.setdefault(*_HUGE_PAGES)
+    # Read by PyTorch at its first tensor: those of 2 MiB and more are laid in huge pages, where Linux grants them to who
+    # asks (/sys/kernel/mm/transparent_hugepage/enabled is madvise).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _command_module(COMMANDS[name][0]).main(name, rest)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import shutil
 from collections import Counter
 from typing import get_args
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, JetMoeConfig, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig, SmolLM3Config
 
+from tests.conftest import needs_compiler
 from tst_lightning.errors import ConfigError
 from tst_lightning.modeling import ActivationCheckpointing, build_causal_lm, checkpoint_activations, compile_layers
 from tst_lightning.phases import NextTokenPhase, SuperpositionPhase
@@ -82,9 +82,7 @@ def test_selectively_no_product_and_no_attention_is_computed_twice(config: PreTr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
-)
+@needs_compiler
 def test_compiled_layers_keep_selectively_too() -> None:
     torch._dynamo.reset()
     tokens = torch.randint(0, 64, (2, 65))

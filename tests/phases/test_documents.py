@@ -1,7 +1,6 @@
 """Bags within documents: held against loops over documents, and against each document on its own."""
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from torch import Tensor
 from transformers import GemmaConfig, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_compiler
 from tst_lightning.__main__ import main
 from tst_lightning.bags import bag_weights, mean_embedding
 from tst_lightning.flops import count_flops_per_row
@@ -195,9 +194,7 @@ def test_recomputed_layers_attend_within_documents_too(what: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler"
-)
+@needs_compiler
 def test_compiled_and_recomputed_layers_attend_within_documents_too() -> None:
     torch._dynamo.reset()
     phase, results = make(4, masked=True), []

@@ -60,6 +60,35 @@ def test_of_experts_the_grouped_products_activations_count(
     assert measure(sizes, [NextTokenPhase()]).activations == pytest.approx(real, rel=0.02)
 
 
+def tracked_peak(
+    config: PreTrainedConfig,
+    phase: PhaseStrategy,
+    rows: int,
+    seq_len: int,
+    precision: str,
+    checkpointing: ActivationCheckpointing = "none",
+    accumulate: int = 1,
+) -> int:
+    """The most that torch has allocated at once over two steps, in bytes, by its own tracker."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_causal_lm(copy.deepcopy(config))
+        checkpoint_activations(model.lm, checkpointing)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                for _ in range(accumulate):
+                    tokens = torch.zeros(rows, phase.row_tokens(seq_len), dtype=torch.int64)
+                    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                        loss = model(tokens, phase).total
+                    loss.backward()
+                    tracker.reset_mod_stats()
+                optimizer.step()
+                optimizer.zero_grad()
+        return sum(part["Total"] for part in tracker.get_tracker_snapshot("peak").values())
+
+
 @pytest.mark.parametrize(
     ("checkpointing", "rows", "seq_len", "tied", "precision", "accumulate"),
     [
@@ -78,24 +107,26 @@ def test_the_peak_is_what_torch_tracks_over_a_step(
     config.vocab_size, config.tie_word_embeddings = 8192, tied
     changes = {"precision": precision, "checkpointing": checkpointing, "accumulate": accumulate}
     memory = measure(setting(config, seq_len=seq_len, batch_size=rows, **changes), [NextTokenPhase()])
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build_causal_lm(copy.deepcopy(config))
-        checkpoint_activations(model.lm, checkpointing)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        tracker = MemTracker()
-        tracker.track_external(model, optimizer)
-        with tracker:
-            for _ in range(2):
-                for _ in range(accumulate):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                        loss = model(torch.zeros(rows, seq_len + 1, dtype=torch.int64), NextTokenPhase()).total
-                    loss.backward()
-                    tracker.reset_mod_stats()
-                optimizer.step()
-                optimizer.zero_grad()
-        snapshot = tracker.get_tracker_snapshot("peak")
-    tracked = sum(part["Total"] for part in snapshot.values())
+    tracked = tracked_peak(config, NextTokenPhase(), rows, seq_len, precision, checkpointing, accumulate)
     assert memory.peak == pytest.approx(tracked, rel=0.03 if rows > 4 else 0.08)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("vocabulary", "width", "rows", "bag_size", "most"),
+    # High by the loss; and by embeddings, had a bag's tokens each one of their own. There the ids are 3% already.
+    [(8192, 256, 4, 16, 1.01), (512, 512, 16, 64, 1.05)],
+)
+def test_a_step_with_bags_holds_no_more_at_its_height(
+    vocabulary: int, width: int, rows: int, bag_size: int, most: float, precision: str
+) -> None:
+    config = copy.deepcopy(LLAMA)
+    config.vocab_size, config.hidden_size, config.intermediate_size = vocabulary, width, width
+    config.head_dim, config.num_hidden_layers = 64, 1
+    bags, single = (
+        tracked_peak(config, phase, rows, 128, precision) for phase in (SuperpositionPhase(bag_size), NextTokenPhase())
+    )
+    assert bags <= most * single
 
 
 def test_states_are_counted_in_their_dtypes_and_shared_out() -> None:

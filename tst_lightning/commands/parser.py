@@ -110,13 +110,12 @@ def nearest(message: str, actions: Iterable[argparse.Action]) -> str:
         What to add to the complaint; empty where nothing is near.
     """
     if message.startswith("unrecognized arguments:"):
-        names, known = (
-            re.findall(r" (--[^\s=]+)", message),
-            [name for action in actions for name in action.option_strings],
-        )
+        names = re.findall(r" (--[^\s=]+)", message)
+        known = [option for action in actions for option in action.option_strings]
     # What is said of an option of one object's arguments, further within, that object's own parser has looked for.
     elif found := re.match(r"(?:Group '(?P<group>[^']+)' does not accept o|O)ption '(?P<name>[^']+)'", message):
-        names, known = [".".join(filter(None, (found["group"], found["name"])))], [action.dest for action in actions]
+        names = [".".join(filter(None, (found["group"], found["name"])))]
+        known = [action.dest for action in actions]
     else:
         return ""
     near = [each for name in names for each in difflib.get_close_matches(name, known, 1, 0.8)]
